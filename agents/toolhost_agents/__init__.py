@@ -1,0 +1,1 @@
+"""LLM call adapters. Reaches tools over MCP only."""

@@ -20,10 +20,11 @@ Endpoints and methods:
         <server> / completion/complete  {"ref", "argument", "context"} -> {"values", "total", "has_more"}
         host / load | unload | drain | definition        (called by the controller only)
 
-`tools/call` frames beside the last: accepted, progress, log, ask, handle, changed, detach. An `ask` frame is
-`{"key": str, "kind": "elicitation" | "sampling" | "roots", "params": {...}}`; the caller answers upstream with
-`{"key": str, "answer": {...}}` while the call runs, or ends the call and makes it again with every answer it has
-in `CallPayload["answers"]`: the function runs from its start and finds them there. An answer is the plain
+`tools/call` frames beside the last: accepted, progress, log, ask, handle, changed, detach. An `ask` frame is one
+round of questions: `{"questions": {key: {"kind": "elicitation" | "sampling" | "roots", "params": {...}}}, "state":
+Any}`. The caller answers upstream with one message `{"answers": {key: answer}}` while the call runs (legacy), or
+ends the call and makes it again with every answer it has in `CallPayload["answers"]` and the last round's state in
+`CallPayload["state"]` (2026-07-28): the function runs from its start and finds them there. An answer is the plain
 result object of the question: `{"action", "content"}`, a message, or `{"roots": [...]}`.
 
 Content blocks in outcomes: {"type": "text", "text"}, {"type": "image" | "audio", "data": base64, "mime_type"},
@@ -177,6 +178,7 @@ class CallPayload(TypedDict):
     name: str
     arguments: dict[str, Any]
     answers: NotRequired[dict[str, Any]]
+    state: NotRequired[Any]
     capabilities: NotRequired[list[str]]  # kinds the client can answer: elicitation, sampling, roots
     meta: NotRequired[dict[str, Any]]
 

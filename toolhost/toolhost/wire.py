@@ -20,16 +20,16 @@ Endpoints and methods:
         <server> / completion/complete  {"ref", "argument", "context"} -> {"values", "total", "has_more"}
         host / load | unload | drain | definition        (called by the controller only)
 
-`tools/call` frames beside the last: accepted, progress, log, ask, handle, changed, detach. An `ask` frame is one
-round of questions: `{"questions": {key: {"kind": "elicitation" | "sampling" | "roots", "params": {...}}}, "state":
-Any}`. The caller answers upstream with one message `{"answers": {key: answer}}` while the call runs (legacy), or
-ends the call and makes it again with every answer it has in `CallPayload["answers"]` and the last round's state in
-`CallPayload["state"]` (2026-07-28): the function runs from its start and finds them there. An answer is the plain
-result object of the question: `{"action", "content"}`, a message, or `{"roots": [...]}`.
+`tools/call` frames beside the last: accepted, progress, log, ask, handle, changed, detach. An `ask` frame is
+one round of questions: `{"questions": {key: {"kind": "elicitation" | "sampling" | "roots", "params": {...}}},
+"state": Any}`. The caller answers upstream with one message `{"answers": {key: answer}}` while the call runs
+(legacy), or ends the call and makes it again with every answer it has in `CallPayload["answers"]` and the last
+round's state in `CallPayload["state"]` (2026-07-28): the function runs from its start and finds them there. An
+answer is the plain result object of the question: `{"action", "content"}`, a message, or `{"roots": [...]}`.
 
 Content blocks in outcomes: {"type": "text", "text"}, {"type": "image" | "audio", "data": base64, "mime_type"},
-{"type": "resource", "uri", "mime_type", "text" | "blob"}, {"type": "link", "uri", "name", "title", "description",
-"mime_type"}; each may have "annotations" and "meta".
+{"type": "resource", "uri", "mime_type", "text" | "blob"}, {"type": "link", "uri", "name", "title",
+"description", "mime_type"}; each may have "annotations" and "meta".
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ class Channel(ABC):
     """A way to one peer. Safe for any number of concurrent calls from one event loop. Opening is lazy."""
 
     @abstractmethod
-    def call(self, endpoint: str, method: str, payload: Any = None, *, header: CallHeader | None = None) -> CallStream:
+    def call(
+        self, endpoint: str, method: str, payload: Any = None, *, header: CallHeader | None = None
+    ) -> CallStream:
         """Start a call when the returned stream is entered."""
 
     async def request(

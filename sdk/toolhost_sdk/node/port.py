@@ -170,7 +170,13 @@ class Executor(ABC):
 
     @abstractmethod
     async def read(
-        self, job: str, *, offset: int = 0, limit: int = 65536, stream: Stream | None = None, wait: float = 0.0
+        self,
+        job: str,
+        *,
+        offset: int = 0,
+        limit: int = 65536,
+        stream: Stream | None = None,
+        wait: float = 0.0,
     ) -> OutputChunk:
         """Read the log from a byte offset; wait up to *wait* seconds for a byte past it or a change of state.
 
@@ -231,7 +237,12 @@ class Executor(ABC):
 
     @abstractmethod
     async def finish_hosted(
-        self, job: str, *, result: Any = None, error: Mapping[str, Any] | None = None, cause: Cause | None = None
+        self,
+        job: str,
+        *,
+        result: Any = None,
+        error: Mapping[str, Any] | None = None,
+        cause: Cause | None = None,
     ) -> JobRecord:
         """End a hosted job: `exited` with code 0 and a result, or `killed` with a cause, or `exited` 1 with an error
         envelope."""

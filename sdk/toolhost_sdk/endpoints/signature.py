@@ -36,7 +36,7 @@ class Signature:
 
     def input_schema(self) -> dict[str, Any]:
         """JSON Schema (2020-12) of the arguments as one object."""
-        schema = without_titles(self.arguments.model_json_schema(by_alias=True))
+        schema: dict[str, Any] = without_titles(self.arguments.model_json_schema(by_alias=True))
         schema.setdefault("properties", {})
         return schema
 

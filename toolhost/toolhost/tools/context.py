@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Executor as ThreadExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from toolhost_sdk.endpoints.channel import IncomingCall
 from toolhost_sdk.errors import CancelledByCaller, UsageError
@@ -41,7 +41,7 @@ class ServerEnvironment:
     state_dir: Path
     threads: ThreadExecutor
 
-    async def work(self, fn: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def work(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run blocking *fn* in a worker thread of this server."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, fn, *args)
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from typing_extensions import override
+
 from toolhost.tools.context import ServerEnvironment
 from toolhost.tools.runtime import ServerRuntime, new_threads
 from toolhost.tools.server import ToolSpec, check_server_name
-from toolhost.wire import ToolOutcome
-from toolhost_sdk.endpoints.channel import CallHeader, FrameKind, IncomingCall, Peer
+from toolhost.wire import ServerDefinition, ToolOutcome
+from toolhost_sdk.endpoints.channel import CallHeader, Dispatcher, FrameKind, IncomingCall, Peer
 from toolhost_sdk.errors import CancelledByCaller
 from toolhost_sdk.node.port import Executor
 
@@ -43,11 +45,11 @@ class LocalServer:
         await self._runtime.aclose()
 
     @property
-    def definition(self) -> Any:
+    def definition(self) -> ServerDefinition:
         return self._runtime.definition
 
     @property
-    def dispatch(self) -> Any:
+    def dispatch(self) -> Dispatcher:
         """The channel dispatcher, to serve this server on a socket."""
         return self._runtime.dispatch
 
@@ -68,11 +70,14 @@ class _DirectCall(IncomingCall):
         self.header = CallHeader()
         self.peer = Peer()
 
+    @override
     async def emit(self, kind: FrameKind, payload: Any = None) -> None:
         del kind, payload
 
+    @override
     async def receive(self) -> Any:
         raise CancelledByCaller("a direct call cannot answer questions")
 
+    @override
     async def peer_gone(self) -> None:
         await asyncio.Event().wait()

@@ -175,7 +175,7 @@ def failure(error: ToolhostError) -> ToolOutcome:
 
 
 def _incident(name: str, incident: str) -> ToolOutcome:
-    text = f"function {name!r} failed inside; the operator finds the cause in the log under incident {incident} [internal]"
+    text = f"function {name!r} failed inside; its cause is in the server's log under incident {incident} [internal]"
     facts = {"code": "internal", "retryable": False, "details": {"incident": incident}}
     return {
         "content": [{"type": "text", "text": text}],

@@ -1,0 +1,159 @@
+"""A tool host: one process, many servers. Serves them on one channel, and lets the controller load and unload.
+
+Knows no Ray: the actor in `host_actor_ray` is a shell around it, and tests run it as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import pickle
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from toolhost.hosting.home import make_private_dir
+from toolhost.tools.context import ServerEnvironment
+from toolhost.tools.runtime import ServerRuntime, new_threads
+from toolhost.tools.server import ToolSpec
+from toolhost_sdk.endpoints.channel import IncomingCall
+from toolhost_sdk.errors import ConflictError, NotFoundError, ToolhostError, UsageError
+from toolhost_sdk.node.port import Executor
+
+logger = logging.getLogger(__name__)
+_current_server: contextvars.ContextVar[str | None] = contextvars.ContextVar("toolhost_server", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConfig:
+    """What a tool host is told when it starts. Plain data."""
+
+    host_id: str
+    home: str
+    instance: str
+
+
+class ToolHostService:
+    """Channel dispatcher of one tool host. Endpoint `host` is the controller's, every other one a server."""
+
+    def __init__(self, config: HostConfig, executor: Executor, state_dir: Callable[[str], Path]) -> None:
+        self._config = config
+        self._executor = executor
+        self._state_dir = state_dir
+        self._servers: dict[str, ServerRuntime] = {}
+        self._verbs: Mapping[str, Callable[[IncomingCall], Awaitable[Any]]] = {
+            "load": self._load,
+            "unload": self._unload,
+            "drain": self._drain,
+            "alive": self._alive,
+        }
+
+    async def dispatch(self, call: IncomingCall) -> Any:
+        """The channel dispatcher."""
+        if call.endpoint == "host":
+            verb = self._verbs.get(call.method)
+            if verb is None:
+                raise NotFoundError(f"a tool host has no method {call.method!r}")
+            return await verb(call)
+        server = self._servers.get(call.endpoint)
+        if server is None:
+            raise NotFoundError(f"no server {call.endpoint!r} runs here")
+        _current_server.set(call.endpoint)
+        return await server.dispatch(call)
+
+    async def aclose(self, grace: float = 5.0) -> None:
+        servers, self._servers = list(self._servers.values()), {}
+        await asyncio.gather(*(server.aclose(grace) for server in servers), return_exceptions=True)
+
+    async def _load(self, call: IncomingCall) -> dict[str, Any]:
+        payload = call.payload
+        name: str = payload["name"]
+        if name in self._servers:
+            raise ConflictError(f"server {name!r} already runs in this tool host")
+        _current_server.set(name)
+        spec = unpickle_spec(payload["spec"])
+        state_dir = self._state_dir(name)
+        make_private_dir(state_dir)
+        try:
+            parts = spec.build().only(payload.get("expose"), prefix=name if payload.get("prefix") else None)
+            env = ServerEnvironment(
+                name=name,
+                executor=self._executor,
+                state_dir=state_dir,
+                threads=new_threads(name, parts.server.max_concurrent),
+            )
+            runtime = ServerRuntime(parts, env)
+            await runtime.open()
+        except ToolhostError:
+            raise
+        except Exception as error:  # the boundary: a user's constructor may raise anything
+            logger.exception("server %r did not start", name)
+            raise UsageError(
+                f"server {name!r} did not start: {type(error).__name__} in {spec.cls.__name__!r}: {error}"
+            ) from None
+        self._servers[name] = runtime
+        logger.info("server %r started", name)
+        return runtime.definition.model_dump(mode="json")
+
+    async def _unload(self, call: IncomingCall) -> dict[str, Any]:
+        name: str = call.payload["name"]
+        runtime = self._servers.pop(name, None)
+        if runtime is not None:
+            await runtime.aclose(float(call.payload.get("grace", 5.0)))
+            logger.info("server %r stopped", name)
+        return {"stopped": runtime is not None}
+
+    async def _drain(self, call: IncomingCall) -> dict[str, Any]:
+        runtime = self._servers.get(call.payload["name"])
+        drained = runtime is None or await runtime.drain(float(call.payload["timeout"]))
+        return {"drained": drained}
+
+    async def _alive(self, call: IncomingCall) -> None:
+        """Never returns: its end tells the controller that this process died."""
+        await call.emit("item", {"pid": os.getpid()})
+        await asyncio.Event().wait()
+
+
+def unpickle_spec(data: bytes) -> ToolSpec:
+    """Raises NotFoundError (naming the module) when the class cannot be imported here."""
+    try:
+        spec = pickle.loads(data)
+    except (ImportError, AttributeError) as error:
+        raise NotFoundError(f"the server's class cannot be imported in the tool host: {error}") from None
+    if not isinstance(spec, ToolSpec):
+        raise UsageError(f"a spec made by `bind` is needed, not {type(spec).__name__!r}")
+    return spec
+
+
+class ServerLogHandler(logging.Handler):
+    """One file a server, by the server whose call is running; everything else goes to the host's own file."""
+
+    def __init__(self, logs_dir: Path, host_id: str) -> None:
+        super().__init__()
+        self._dir = logs_dir
+        self._host_id = host_id
+        self._files: dict[str, logging.FileHandler] = {}
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        name = _current_server.get() or f"host-{self._host_id}"
+        if name not in self._files:
+            handler = logging.FileHandler(self._dir / f"{name}.log", delay=True)
+            handler.setFormatter(self.formatter)
+            self._files[name] = handler
+        self._files[name].emit(record)
+
+
+def log_to_files(logs_dir: Path, host_id: str) -> None:
+    """Send this process's log to files of mode 0600."""
+    os.umask(0o077)
+    handler = ServerLogHandler(logs_dir, host_id)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)

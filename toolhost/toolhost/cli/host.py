@@ -1,0 +1,126 @@
+"""Commands about the host itself: serve, status, down, doctor, sweep."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolhost.cli import options
+from toolhost.cli.client import ControlClient, connect, is_alive
+from toolhost.cli.output import SERVER_COLUMNS, ago, note, patience, server_rows, table, write, write_json
+from toolhost_sdk.errors import DeadlineExceededError
+
+_DOWN_SECONDS = 20.0
+
+
+def write_version() -> None:
+    write(f"toolhost {own_version()}")
+
+
+def own_version() -> str:
+    try:
+        return version("toolhost-platform")
+    except PackageNotFoundError:  # imported from a source tree that is not installed
+        return "unknown"
+
+
+def serve(
+    *,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", min=0, max=65535, help="0 lets the kernel choose [default: $TOOLHOST_PORT or 7420]."
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    home: options.Home = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="A Ray cluster to join [default: $RAY_ADDRESS, else a local Ray]."),
+    ] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option("--work-dir", help="Where the shell starts [default: the current directory]."),
+    ] = None,
+    default_servers: Annotated[
+        bool, typer.Option("--default-servers/--no-default-servers", help="Start `bash` and `jobs`.")
+    ] = True,
+    json: options.Json = False,
+) -> None:
+    """Run a host in the foreground until Ctrl-C or SIGTERM."""
+    from toolhost.cli.serving import ServeOptions, serve_host
+
+    serve_host(
+        ServeOptions(
+            port=port,
+            host=host,
+            home=home,
+            address=address,
+            work_dir=work_dir,
+            default_servers=default_servers,
+            json=json,
+        )
+    )
+
+
+def status(home: options.Home = None, json: options.Json = False) -> None:
+    """Show the running host and its servers."""
+    facts = connect(home).get("/status")
+    if json:
+        write_json(facts)
+        return
+    write(f"toolhost {facts['version']} at {facts['url']}, pid {facts['pid']}, up {ago(facts['started_at'])}")
+    write(f"home {facts['home']}, Ray {facts.get('ray_address') or 'local'}")
+    if servers := facts["servers"]:
+        table(SERVER_COLUMNS, server_rows(servers))
+
+
+def down(home: options.Home = None) -> None:
+    """Stop the running host with everything it runs."""
+    client = connect(home)
+    with patience("stopping the host"):
+        client.post("/shutdown")
+        _wait_until_gone(client)
+    write(f"the host at {client.address.url} is stopped")
+
+
+def _wait_until_gone(client: ControlClient) -> None:
+    pid = client.address.pid
+    deadline = time.monotonic() + _DOWN_SECONDS
+    while pid is not None and is_alive(pid):
+        if time.monotonic() > deadline:
+            raise DeadlineExceededError(
+                f"the host, process {pid}, still runs {_DOWN_SECONDS:g} s after its shutdown"
+            )
+        time.sleep(0.05)
+
+
+def doctor(home: options.Home = None, json: options.Json = False) -> None:
+    """Say which promises hold on this machine, and what to do about the others. Exit code 1: something fails."""
+    from toolhost.cli.doctor import examine, render_checks
+
+    with patience("probing this machine"):
+        checks = examine(home)
+    if json:
+        write_json({"version": own_version(), "checks": [check.as_dict() for check in checks]})
+    else:
+        write(render_checks(checks))
+    raise typer.Exit(1 if any(check.state == "fails" for check in checks) else 0)
+
+
+def sweep(home: options.Home = None, json: options.Json = False) -> None:
+    """End what a host on this home left behind, and nothing else. Safe beside a running host."""
+    from toolhost.cli.sweeping import sweep_home
+
+    with patience("sweeping"):
+        report = sweep_home(home)
+    if json:
+        write_json(report)
+    elif any(report.values()):
+        write(", ".join(f"{count} {what}" for what, count in report.items() if count))
+    else:
+        note("nothing was left behind")

@@ -1,0 +1,129 @@
+"""`toolhost serve`: a host in the foreground, and what a person needs to use it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolhost.cli.host import own_version
+from toolhost.cli.output import patience, write, write_json
+from toolhost.client_config import ServerAccess, claude_commands, server_url
+from toolhost.settings import Settings
+from toolhost_sdk.errors import UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from toolhost import ToolHost
+
+_TOKEN_DAYS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The command line of `serve`; None means what the environment or the default says."""
+
+    port: int | None
+    host: str
+    home: Path | None
+    address: str | None
+    work_dir: Path | None
+    default_servers: bool
+    json: bool
+
+
+def serve_host(options: ServeOptions) -> None:
+    """Run a host until Ctrl-C, SIGTERM or a shutdown request; then stop all of it.
+
+    Raises:
+        UsageError: the work directory is none.
+        UnavailableError: Ray is not installed.
+        ToolhostError: what `ToolHost.start` raises: a host runs on this home already, the port is in use, ...
+    """
+    settings = Settings.from_process()
+    work_dir = _work_dir(options.work_dir)
+    _require_ray()
+    from toolhost import ToolHost  # imports Ray, which takes longer than every other command altogether
+
+    host = ToolHost(
+        home=(options.home or settings.home).expanduser().absolute(),
+        port=settings.port if options.port is None else options.port,
+        host=options.host,
+        address=options.address or settings.ray_address,
+    )
+    try:
+        with patience("starting Ray and the host"):
+            host.start()
+            names = _spawn_defaults(host, work_dir) if options.default_servers else []
+        _announce(host, names, work_dir, as_json=options.json)
+        host.serve_forever()
+    finally:
+        host.close()
+
+
+def _work_dir(given: Path | None) -> Path:
+    path = (given or Path.cwd()).expanduser().absolute()
+    if not path.is_dir():
+        raise UsageError(
+            f"the work directory {str(path)!r} is no directory; name an existing one with --work-dir"
+        )
+    return path
+
+
+def _require_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise UnavailableError("Ray is not installed, and tool servers run in it; run: make install")
+
+
+def _spawn_defaults(host: ToolHost, work_dir: Path) -> list[str]:
+    from toolhost.tools.shipped import shipped_spec
+
+    names = ["bash", "jobs"]
+    for name in names:
+        host.spawn(shipped_spec(name, {"work_dir": str(work_dir)}), name=name, detached=True)
+    return names
+
+
+def _announce(host: ToolHost, names: list[str], work_dir: Path, *, as_json: bool) -> None:
+    token = host.mint_token("serve", scopes=names, ttl=_TOKEN_DAYS * 86400.0) if names else None
+    access = [ServerAccess(name=name, url=server_url(host.url, name), token=token) for name in names]
+    claude = claude_commands(access)
+    if as_json:
+        write_json(_facts(host, names, token, claude))
+        return
+    lines = [f"toolhost {own_version()} runs at {host.url}", f"  home     {host.home}"]
+    if token is not None:
+        lines += [
+            f"  servers  {', '.join(names)}: commands run in {work_dir} as {_user()}, not in a sandbox",
+            f"  token    {token}",
+            f"           opens {' and '.join(names)} for {_TOKEN_DAYS} days; it belongs in a header, never in a URL",
+            "",
+            "Claude Code (stores the token in its own settings; `toolhost config claude --token-env` does not):",
+            *(f"  {line}" for line in claude),
+            "",
+            "From another terminal:",
+            "  toolhost call bash run_command --arg command='uname -a'",
+        ]
+    else:
+        lines += ["  servers  none; start one with: toolhost spawn bash"]
+    write("\n".join([*lines, "", "Ctrl-C stops the host and all that it runs."]))
+
+
+def _facts(host: ToolHost, names: list[str], token: str | None, claude: list[str]) -> dict[str, Any]:
+    return {
+        "url": host.url,
+        "home": str(host.home),
+        "pid": os.getpid(),
+        "servers": names,
+        "token": token,
+        "claude": claude,
+    }
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"uid {os.geteuid()}"

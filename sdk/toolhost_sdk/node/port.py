@@ -48,6 +48,8 @@ class CommandSpec:
             beside the job and read back with `read_report`.
         log_limit: bytes kept of the log (16 MiB of head stay, the rest is the newest).
         lease: id of the lease that holds the job; None means it lives until it ends.
+        tied: the job ends (cause "cancelled", reason "owner_gone") when the connection that started it closes,
+            until `untie`: what nobody can name yet dies with whoever waits for it (SURV-R1).
     """
 
     argv: Sequence[str | bytes]
@@ -68,6 +70,7 @@ class CommandSpec:
     pids_limit: int | None = None
     memory_limit: int | None = None
     lease: str | None = None
+    tied: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +205,10 @@ class Executor(ABC):
         self, job: str, *, grace: float | None = None, cause: Cause = "cancelled"
     ) -> JobRecord:
         """SIGTERM to the tree, *grace*, kill, proof of emptiness; returns the terminal record. Idempotent."""
+
+    @abstractmethod
+    async def untie(self, job: str) -> None:
+        """The job's handle is out: from now on only cancel, timeout or lease end it. Idempotent."""
 
     @abstractmethod
     async def write_stdin(self, job: str, data: bytes, *, offset: int | None = None) -> int:

@@ -1,0 +1,129 @@
+"""Tool hosts as Ray actors: Ray places, starts and connects them; supervision is ours (`max_restarts=0`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from typing_extensions import override
+
+from toolhost.hosting.home import Home
+from toolhost.hosting.launcher import LaunchedHost, Launcher
+from toolhost.hosting.service import HostConfig, ToolHostService, log_to_files
+from toolhost.wire import Address
+from toolhost_sdk.endpoints.channel_ray import ChannelActor, RayChannel
+from toolhost_sdk.endpoints.unix_client import UnixChannel
+from toolhost_sdk.endpoints.unix_server import serve_unix
+from toolhost_sdk.errors import PlacementError, StartupTimeoutError, UsageError
+from toolhost_sdk.node.client import WardenClient
+from toolhost_sdk.node.ensure import ensure_warden
+
+logger = logging.getLogger(__name__)
+_PLACEMENT_KEYS = frozenset({"resources", "num_cpus", "num_gpus", "memory", "scheduling_strategy", "label_selector"})
+
+
+class ToolHostActor(ChannelActor):
+    """The shell around `ToolHostService` in a Ray worker. It reserves no CPU, so that functions which dispatch
+    tasks cannot starve themselves."""
+
+    async def open(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Serve. Returns where: node id, socket path and pid."""
+        settings = HostConfig(**config)
+        home = Home(Path(settings.home))
+        home.prepare()
+        log_to_files(home.logs_dir, settings.host_id)
+        socket = await ensure_warden(home.root, home.runtime_dir, settings.instance)
+        executor = WardenClient(UnixChannel(socket))
+        service = ToolHostService(settings, executor, home.state_dir)
+        self.serve(service.dispatch)
+        path = home.runtime_dir / f"host-{settings.host_id}.sock"
+        self._socket = serve_unix(service.dispatch, path)
+        await self._socket.__aenter__()
+        return {"node_id": ray.get_runtime_context().get_node_id(), "unix": str(path), "pid": os.getpid()}
+
+
+class RayLauncher(Launcher):
+    """Launches on the connected Ray. *namespace* keeps two hosts on one cluster apart."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self.node_id = ray.get_runtime_context().get_node_id()
+        self._actors: dict[str, Any] = {}
+
+    @override
+    async def check(self, placement: Mapping[str, Any]) -> None:
+        if unknown := sorted(set(placement) - _PLACEMENT_KEYS):
+            raise UsageError(
+                f"placement may not hold {unknown[0]!r}; it takes {', '.join(sorted(_PLACEMENT_KEYS))}"
+            )
+        demand = _demand(placement)
+        offers = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
+        if any(all(offer.get(key, 0) >= amount for key, amount in demand.items()) for offer in offers):
+            return
+        best = max(offers, key=lambda offer: sum(offer.get(key, 0) >= demand[key] for key in demand), default={})
+        nearest = {key: best.get(key, 0) for key in demand}
+        raise PlacementError(
+            f"no node offers {_in_words(demand)}; the nearest has {_in_words(nearest)}: "
+            "start a node with these resources or ask for less",
+            demand=demand,
+            nearest=nearest,
+        )
+
+    @override
+    async def launch(self, config: HostConfig, placement: Mapping[str, Any], *, timeout: float) -> LaunchedHost:
+        name = f"host-{config.host_id}"
+        options: dict[str, Any] = {"num_cpus": 0, **placement}
+        actor = (
+            ray.remote(ToolHostActor)
+            .options(
+                name=name, namespace=self._namespace, max_restarts=0, max_concurrency=1000, **options
+            )
+            .remote()
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                where = await actor.open.remote(asdict(config))
+        except (TimeoutError, RayError) as error:
+            ray.kill(actor)
+            if isinstance(error, RayError) and (cause := getattr(error, "cause", None)) is not None:
+                raise cause from None
+            raise StartupTimeoutError(
+                f"tool host {config.host_id!r} did not start within {timeout:g} s: look into "
+                f"`toolhost logs host-{config.host_id}`, or raise start_timeout"
+            ) from None
+        self._actors[config.host_id] = actor
+        near = where["node_id"] == self.node_id
+        address = Address(
+            node_id=where["node_id"],
+            unix=where["unix"] if near else None,
+            actor=name,
+            namespace=self._namespace,
+        )
+        channel = UnixChannel(where["unix"]) if near else RayChannel(actor)
+        return LaunchedHost(host_id=config.host_id, address=address, pid=where["pid"], channel=channel)
+
+    @override
+    async def kill(self, host: LaunchedHost) -> None:
+        actor = self._actors.pop(host.host_id, None)
+        await host.channel.aclose()
+        if actor is not None:
+            await asyncio.to_thread(ray.kill, actor)
+
+
+def _demand(placement: Mapping[str, Any]) -> dict[str, float]:
+    demand = {key: float(amount) for key, amount in (placement.get("resources") or {}).items()}
+    for option, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU"), ("memory", "memory")):
+        if placement.get(option):
+            demand[resource] = float(placement[option])
+    return demand
+
+
+def _in_words(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {key!r}" for key, amount in resources.items()) or "anything"

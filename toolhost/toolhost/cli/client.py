@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from toolhost.hosting.home import Home
 from toolhost.settings import Settings
 from toolhost_sdk.errors import ToolhostError, UnavailableError, error_class
 
@@ -44,31 +45,23 @@ def find_host(settings: Settings) -> HostAddress:
     The operator's token in the home directory goes to that home's own host only, never to a URL from outside.
 
     Raises:
-        NotRunningError: no host runs there; the message says how to start one.
+        UnavailableError: no host runs there; the message says how to start one.
     """
     if settings.url is not None:
         return HostAddress(url=settings.url, token=settings.token)
-    try:
-        state = json.loads((settings.home / "host.json").read_bytes())
-        url, pid = str(state["url"]), int(state["pid"])
-    except FileNotFoundError:
-        raise _not_running(settings.home) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise _not_running(settings.home, f"host.json cannot be read ({error})") from error
-    if not is_alive(pid):
-        raise _not_running(settings.home, f"its last process, {pid}, ended without a word")
+    home = Home(settings.home)
+    running = home.read_host_file()
+    if not is_alive(running.pid):
+        raise NotRunningError(
+            f"no host runs in {str(home.root)!r} any more: process {running.pid} was killed; "
+            "start one with `toolhost serve`"
+        )
     return HostAddress(
-        url=url,
-        token=settings.token or _operator_token(settings.home),
-        pid=pid,
-        control_socket=Path(state["control_socket"]) if state.get("control_socket") else None,
+        url=running.url,
+        token=settings.token or _operator_token(home),
+        pid=running.pid,
+        control_socket=Path(running.control_socket),
     )
-
-
-def _not_running(home: Path, why: str | None = None) -> NotRunningError:
-    because = f": {why}" if why else ""
-    message = f"no host runs on {str(home)!r}{because}; start one with: toolhost serve"
-    return NotRunningError(message, home=str(home))
 
 
 def is_alive(pid: int) -> bool:
@@ -82,9 +75,9 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def _operator_token(home: Path) -> str | None:
+def _operator_token(home: Home) -> str | None:
     try:
-        return (home / "operator.token").read_text("ascii").strip() or None
+        return home.operator_token_file.read_text("ascii").strip() or None
     except (FileNotFoundError, PermissionError):
         return None
 

@@ -29,7 +29,7 @@ from toolhost_sdk.endpoints.codec import (
     check_size,
     unpack,
 )
-from toolhost_sdk.endpoints.envelope import from_envelope
+from toolhost_sdk.endpoints.envelope import from_envelope, to_envelope
 from toolhost_sdk.endpoints.flow import Inbox, SendWindow
 from toolhost_sdk.endpoints.unix_link import Link, credit_of
 from toolhost_sdk.errors import (
@@ -105,6 +105,8 @@ class UnixChannel(Channel):
             raise UnavailableError(
                 f"no server answered at {self.path!r} within {self._connect_timeout:g} s"
             ) from None
+        except ToolhostError:  # before what it also is: a refusal is a PermissionError too
+            raise
         except PermissionError as exc:
             raise PermissionDeniedError(f"may not connect to {self.path!r}: {exc.strerror}") from exc
         except OSError as exc:
@@ -173,8 +175,9 @@ class _CallerLink(Link):
 
     def fail_all(self, error: ToolhostError) -> None:
         streams, self._streams = self._streams, {}
+        envelope = to_envelope(error)
         for stream in streams.values():
-            stream.end(error)
+            stream.end(from_envelope(envelope))  # one each: an exception raised twice mixes its tracebacks
 
     @override
     def describe(self) -> str:
@@ -226,10 +229,12 @@ class UnixCallStream(CallStream):
     async def _link_within(self, timeout: float) -> _CallerLink:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        link = self._channel.standing() if timeout > 0 else None
+        if not timeout > 0:
+            raise self._too_late()
+        link = self._channel.standing()
         if link is None:
             try:
-                with anyio.fail_after(max(0.0, timeout)):
+                with anyio.fail_after(timeout):
                     link = await self._channel.open()
             except TimeoutError as exc:
                 if isinstance(exc, ToolhostError):

@@ -145,6 +145,14 @@ class Link(asyncio.Protocol, ABC):
     def write_credit(self, call: int, messages: int, size: int) -> None:
         self.write(CREDIT, call, CREDIT_BODY.pack(messages, size))
 
+    def hold_reading(self, hold: bool) -> None:
+        if self._transport is None or self._closing:
+            return
+        if hold:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
     def close(self, reason: ToolhostError | None = None) -> None:
         """Close after what was written went out; tell the peer *reason*."""
         if self._closing or self._transport is None:

@@ -83,19 +83,22 @@ async def serve_unix(
         ConflictError: a live server listens there.
     """
     uids = frozenset({os.geteuid()} if allowed_uids is None else allowed_uids)
+    own = not isinstance(path_or_socket, socket.socket)
     sock = path_or_socket if isinstance(path_or_socket, socket.socket) else bind_unix(Path(path_or_socket))
+    path = Path(sock.getsockname())
+    inode = path.stat().st_ino if own else None
     links: set[_ServedLink] = set()
-    loop = asyncio.get_running_loop()
-    server = await loop.create_unix_server(
+    server = await asyncio.get_running_loop().create_unix_server(
         lambda: _ServedLink(dispatch, limits or Limits(), uids, links), sock=sock, backlog=_BACKLOG
     )
     try:
         yield
     finally:
         server.close()
-        if not isinstance(path_or_socket, socket.socket):
-            with suppress(FileNotFoundError):
-                Path(path_or_socket).unlink()
+        with suppress(FileNotFoundError):
+            # A successor may already listen at this path.
+            if own and path.stat().st_ino == inode:
+                path.unlink()
         with anyio.CancelScope(shield=True):
             await _close_all(list(links))
 
@@ -142,6 +145,17 @@ class _ServedLink(Link):
     @override
     def greeted(self) -> None:
         pass
+
+    @override
+    def pause_writing(self) -> None:
+        # A caller that asks and does not read stops being read. Only this end does so: two would lock each other.
+        super().pause_writing()
+        self.hold_reading(True)
+
+    @override
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.hold_reading(False)
 
     @override
     def handle(self, kind: int, call: int, body: memoryview) -> None:

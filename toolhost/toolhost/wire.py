@@ -4,6 +4,7 @@ Endpoints and methods:
 
     controller (`$RUN/control.sock`, served by the controller, called by ingresses, CLI and SDK on this node)
         control / routes.watch   {}                      -> item frames, each a whole `RouteTable`; never ends
+        control / routes.seen    {"revision"}            -> {}   (an ingress says it has taken a table over)
         control / servers.spawn  SpawnRequest            -> ServerStatus
         control / servers.stop   {"name", "grace"}       -> {"name", "stopped": bool}
         control / servers.drain  {"name", "timeout"}     -> {"name", "drained": bool}

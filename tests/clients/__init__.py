@@ -1,0 +1,1 @@
+"""Real MCP clients driven against a running host, and what they need."""

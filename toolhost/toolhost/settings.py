@@ -37,6 +37,8 @@ class Settings:
         ray_address: cluster to join instead of starting a local Ray (`RAY_ADDRESS`).
         runtime_dir: the session's short-lived directory (`XDG_RUNTIME_DIR`), when it has one.
         search_path: where programs are looked up (`PATH`), for `doctor` and for the shell's default environment.
+        advertise_host: host name in tool URLs as servers advertise it (`TOOLHOST_ADVERTISE_HOST`).
+        relay_host: what replaces it on a node that reaches it through a tunnel (`TOOLHOST_RELAY_HOST`).
     """
 
     home: Path
@@ -46,6 +48,8 @@ class Settings:
     ray_address: str | None = None
     runtime_dir: Path | None = None
     search_path: str = DEFAULT_PATH
+    advertise_host: str | None = None
+    relay_host: str | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -67,6 +71,8 @@ class Settings:
             ray_address=given.get("RAY_ADDRESS"),
             runtime_dir=Path(runtime_dir) if runtime_dir and runtime_dir.startswith("/") else None,
             search_path=given.get("PATH", DEFAULT_PATH),
+            advertise_host=given.get("TOOLHOST_ADVERTISE_HOST"),
+            relay_host=given.get("TOOLHOST_RELAY_HOST"),
         )
 
     @classmethod

@@ -82,3 +82,7 @@ def run(arguments: Sequence[str]) -> int:
         note(error_line(InternalError(f"unexpected {type(error).__name__}: {error}")))
         return 1
     return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

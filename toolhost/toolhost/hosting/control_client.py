@@ -39,7 +39,9 @@ class ControlClient:
     ) -> ServerStatus:
         """See `toolhost.spawn`."""
         if not isinstance(spec, ToolSpec):
-            raise UsageError(f"spawn takes what `bind` returns, not {type(spec).__name__!r}: use {_hint(spec)}")
+            raise UsageError(
+                f"spawn takes what `bind` returns, not {type(spec).__name__!r}: use {_hint(spec)}"
+            )
         request = SpawnRequest(
             name=check_server_name(name),
             spec=dump_spec(spec),
@@ -64,7 +66,9 @@ class ControlClient:
         return bool(answer["stopped"])
 
     async def drain(self, name: str, *, timeout: float = 30.0) -> bool:
-        answer = await self._request("servers.drain", {"name": name, "timeout": timeout}, timeout=timeout + 15.0)
+        answer = await self._request(
+            "servers.drain", {"name": name, "timeout": timeout}, timeout=timeout + 15.0
+        )
         return bool(answer["drained"])
 
     async def servers(self) -> list[ServerStatus]:

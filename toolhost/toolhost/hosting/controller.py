@@ -85,7 +85,9 @@ async def running_controller(
             executor=warden.executor,
             routes=routes,
             specs=SpecStore(home),
-            new_config=lambda host_id: HostConfig(host_id=host_id, home=str(home.root), instance=home.instance),
+            new_config=lambda host_id: HostConfig(
+                host_id=host_id, home=str(home.root), instance=home.instance
+            ),
             until_served=lambda _name: control.ingress_seen.reach(routes.revision),
         )
         stack.push_async_callback(supervisor.aclose)

@@ -38,7 +38,10 @@ class ToolHandle:
     @property
     def endpoint(self) -> ToolEndpoint:
         """Where it answers, with a token for this server alone."""
-        token = _ask(self.home, lambda client: client.mint_token(label=f"endpoint {self.name}", scopes=[self.name], ttl=None))
+        token = _ask(
+            self.home,
+            lambda client: client.mint_token(label=f"endpoint {self.name}", scopes=[self.name], ttl=None),
+        )
         return ToolEndpoint(self.name, self.url, {"Authorization": f"Bearer {token}"})
 
     @property
@@ -142,7 +145,9 @@ def _home() -> Home:
     return Home(Settings.from_process().home)
 
 
-_clients: dict[Path, ControlClient] = {}  # one connection a home: leases of what this process spawned hang on it
+_clients: dict[
+    Path, ControlClient
+] = {}  # one connection a home: leases of what this process spawned hang on it
 
 
 def _ask(home: Path, verb: Callable[[ControlClient], Awaitable[T]]) -> T:

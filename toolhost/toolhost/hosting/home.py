@@ -162,5 +162,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 def _translated(error: OSError, path: Path) -> Exception:
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return NoSpaceError(f"no room on the disk for {str(path)!r}: free some, or give the host another home")
+        return NoSpaceError(
+            f"no room on the disk for {str(path)!r}: free some, or give the host another home"
+        )
     return UsageError(f"cannot use {str(path)!r}: {error.strerror}; give the host another home")

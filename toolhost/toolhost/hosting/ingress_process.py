@@ -90,7 +90,9 @@ class IngressProcess:
 
     async def _launch(self) -> None:
         descriptor = self._listener.fileno()
-        log = os.open(self._home.logs_dir / "ingress.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(
+            self._home.logs_dir / "ingress.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,

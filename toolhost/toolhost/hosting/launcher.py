@@ -33,7 +33,9 @@ class Launcher(ABC):
         nearest offer. Raises UsageError for a key that may not be set."""
 
     @abstractmethod
-    async def launch(self, config: HostConfig, placement: Mapping[str, Any], *, timeout: float) -> LaunchedHost:
+    async def launch(
+        self, config: HostConfig, placement: Mapping[str, Any], *, timeout: float
+    ) -> LaunchedHost:
         """Start one. Raises StartupTimeoutError, with nothing left behind."""
 
     @abstractmethod

@@ -26,7 +26,9 @@ from toolhost_sdk.node.client import WardenClient
 from toolhost_sdk.node.ensure import ensure_warden
 
 logger = logging.getLogger(__name__)
-_PLACEMENT_KEYS = frozenset({"resources", "num_cpus", "num_gpus", "memory", "scheduling_strategy", "label_selector"})
+_PLACEMENT_KEYS = frozenset(
+    {"resources", "num_cpus", "num_gpus", "memory", "scheduling_strategy", "label_selector"}
+)
 
 
 class ToolHostActor(ChannelActor):
@@ -67,7 +69,9 @@ class RayLauncher(Launcher):
         offers = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
         if any(all(offer.get(key, 0) >= amount for key, amount in demand.items()) for offer in offers):
             return
-        best = max(offers, key=lambda offer: sum(offer.get(key, 0) >= demand[key] for key in demand), default={})
+        best = max(
+            offers, key=lambda offer: sum(offer.get(key, 0) >= demand[key] for key in demand), default={}
+        )
         nearest = {key: best.get(key, 0) for key in demand}
         raise PlacementError(
             f"no node offers {_in_words(demand)}; the nearest has {_in_words(nearest)}: "
@@ -77,14 +81,14 @@ class RayLauncher(Launcher):
         )
 
     @override
-    async def launch(self, config: HostConfig, placement: Mapping[str, Any], *, timeout: float) -> LaunchedHost:
+    async def launch(
+        self, config: HostConfig, placement: Mapping[str, Any], *, timeout: float
+    ) -> LaunchedHost:
         name = f"host-{config.host_id}"
         options: dict[str, Any] = {"num_cpus": 0, **placement}
         actor = (
             ray.remote(ToolHostActor)
-            .options(
-                name=name, namespace=self._namespace, max_restarts=0, max_concurrency=1000, **options
-            )
+            .options(name=name, namespace=self._namespace, max_restarts=0, max_concurrency=1000, **options)
             .remote()
         )
         try:

@@ -38,7 +38,9 @@ def ray_running(home: Home, *, address: str | None, num_cpus: int | None) -> Ite
     try:
         with _signals_kept():
             if address is not None:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=namespace(home))
+                ray.init(
+                    address=address, log_to_driver=False, logging_level="ERROR", namespace=namespace(home)
+                )
             else:
                 ray.init(
                     address="local",

@@ -83,7 +83,7 @@ class ToolHostService:
             parts = spec.build().only(payload.get("expose"), prefix=name if payload.get("prefix") else None)
             env = ServerEnvironment(
                 name=name,
-                executor=self._executor,
+                commands=self._executor,
                 state_dir=state_dir,
                 threads=new_threads(name, parts.server.max_concurrent),
             )

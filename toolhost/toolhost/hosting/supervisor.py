@@ -24,7 +24,13 @@ from toolhost.hosting.specs import SpecStore
 from toolhost.tools.server import check_server_name
 from toolhost.wire import Route, ServerDefinition, ServerStatus, SpawnRequest
 from toolhost_sdk.endpoints.channel import CallHeader
-from toolhost_sdk.errors import ConflictError, NotFoundError, StartupTimeoutError, ToolhostError, UnavailableError
+from toolhost_sdk.errors import (
+    ConflictError,
+    NotFoundError,
+    StartupTimeoutError,
+    ToolhostError,
+    UnavailableError,
+)
 from toolhost_sdk.node.port import Executor
 
 logger = logging.getLogger(__name__)
@@ -136,7 +142,9 @@ class Supervisor:
         host = self._hosts.get(self._servers[name].host)
         answer = None
         if host is not None:
-            answer = await self._tell(host, "drain", {"name": name, "timeout": timeout}, timeout=timeout + 2.0)
+            answer = await self._tell(
+                host, "drain", {"name": name, "timeout": timeout}, timeout=timeout + 2.0
+            )
         await self.stop(name)
         return bool(answer and answer["drained"])
 
@@ -172,7 +180,9 @@ class Supervisor:
             except ToolhostError as error:
                 logger.error("server %r did not come back: %s", request.name, error)
 
-        await asyncio.gather(*(one(request) for request in self._specs.saved() if request.name not in self._servers))
+        await asyncio.gather(
+            *(one(request) for request in self._specs.saved() if request.name not in self._servers)
+        )
 
     async def aclose(self, grace: float = 2.0) -> None:
         """Stop everything; what was detached comes back with the next host in this home."""
@@ -187,7 +197,10 @@ class Supervisor:
             if host.watcher:
                 host.watcher.cancel()
             await asyncio.gather(
-                *(self._tell(host, "unload", {"name": name, "grace": grace}, timeout=grace + 1.0) for name in names)
+                *(
+                    self._tell(host, "unload", {"name": name, "grace": grace}, timeout=grace + 1.0)
+                    for name in names
+                )
             )
             await self._launcher.kill(host.launched)
 
@@ -279,7 +292,9 @@ class Supervisor:
     async def _tell(self, host: _Host, verb: str, payload: dict[str, Any], *, timeout: float) -> Any:
         """Ask a host that may be dying: its death or silence is no error here."""
         try:
-            return await host.launched.channel.request("host", verb, payload, header=CallHeader(timeout=timeout))
+            return await host.launched.channel.request(
+                "host", verb, payload, header=CallHeader(timeout=timeout)
+            )
         except (UnavailableError, TimeoutError, NotFoundError) as error:
             logger.info("tool host %s did not answer %s: %s", host.launched.host_id, verb, error)
             return None

@@ -181,9 +181,7 @@ class ToolHost:
         """Stop a server. False: nothing had this name."""
         return self._bridge.run(self._control().stop(name, grace=grace))
 
-    def mint_token(
-        self, *, label: str = "", scopes: Sequence[str] = ("*",), ttl: float | None = None
-    ) -> str:
+    def mint_token(self, *, label: str = "", scopes: Sequence[str] = ("*",), ttl: float | None = None) -> str:
         """A new bearer token. *scopes*: server names, `server:function`, `*` for all servers, `control`."""
         return self._bridge.run(self._control().mint_token(label=label, scopes=list(scopes), ttl=ttl))
 

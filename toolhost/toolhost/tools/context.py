@@ -31,15 +31,24 @@ class ServerEnvironment:
 
     Args:
         name: the name it is routed under.
-        executor: runs commands on this node, see `toolhost_sdk.node.port`.
+        commands: runs commands on this node; None where a server is used without any (see `executor`).
         state_dir: a directory of its own (mode 0700) that outlives restarts under the same name.
         threads: where its blocking work runs, `max_concurrent` threads.
     """
 
     name: str
-    executor: Executor
+    commands: Executor | None
     state_dir: Path
     threads: ThreadExecutor
+
+    @property
+    def executor(self) -> Executor:
+        """What runs commands on this node, see `toolhost_sdk.node.port`. Raises UsageError where there is none."""
+        if self.commands is None:
+            raise UsageError(
+                f"server {self.name!r} needs an executor to run commands, and was started without one"
+            )
+        return self.commands
 
     async def work(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run blocking *fn* in a worker thread of this server."""

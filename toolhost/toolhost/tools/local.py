@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from toolhost.tools.context import ServerEnvironment
 from toolhost.tools.runtime import ServerRuntime, new_threads
-from toolhost.tools.server import ToolSpec, check_server_name
+from toolhost.tools.server import ToolServer, ToolSpec, check_server_name
 from toolhost.wire import ServerDefinition, ToolOutcome
 from toolhost_sdk.endpoints.channel import CallHeader, Dispatcher, FrameKind, IncomingCall, Peer
 from toolhost_sdk.errors import CancelledByCaller
@@ -21,7 +21,9 @@ from toolhost_sdk.node.port import Executor
 class LocalServer:
     """`async with LocalServer(spec, name="x", executor=..., state_dir=...) as server: await server.call(...)`."""
 
-    def __init__(self, spec: ToolSpec, *, name: str, executor: Executor, state_dir: Path) -> None:
+    def __init__(
+        self, spec: ToolSpec, *, name: str, executor: Executor | None = None, state_dir: Path
+    ) -> None:
         self._spec = spec
         self._name = check_server_name(name)
         self._executor = executor
@@ -31,7 +33,7 @@ class LocalServer:
         parts = self._spec.build()
         env = ServerEnvironment(
             name=self._name,
-            executor=self._executor,
+            commands=self._executor,
             state_dir=self._state_dir,
             threads=new_threads(self._name, parts.server.max_concurrent),
         )
@@ -52,6 +54,15 @@ class LocalServer:
     def dispatch(self) -> Dispatcher:
         """The channel dispatcher, to serve this server on a socket."""
         return self._runtime.dispatch
+
+    @property
+    def server(self) -> ToolServer:
+        """The constructed server itself."""
+        return self._runtime.server
+
+    async def drain(self, timeout: float) -> bool:
+        """See `ServerRuntime.drain`."""
+        return await self._runtime.drain(timeout)
 
     async def call(
         self, tool: str, arguments: dict[str, Any] | None = None, *, meta: dict[str, Any] | None = None

@@ -17,7 +17,7 @@ from typing import Any
 
 from toolhost.tools.context import CapabilityRequiredError, ServerEnvironment, ToolContext
 from toolhost.tools.functions import read_resource
-from toolhost.tools.server import ServerParts
+from toolhost.tools.server import ServerParts, ToolServer
 from toolhost.wire import ServerDefinition, ToolOutcome
 from toolhost_sdk.endpoints.channel import IncomingCall
 from toolhost_sdk.errors import (
@@ -69,6 +69,10 @@ class ServerRuntime:
         except TimeoutError:
             return False
         return True
+
+    @property
+    def server(self) -> ToolServer:
+        return self._parts.server
 
     @property
     def running_calls(self) -> int:

@@ -10,7 +10,7 @@ import typer
 
 from toolhost.cli import options
 from toolhost.cli.arguments import parse_duration
-from toolhost.cli.client import ControlClient, connect
+from toolhost.cli.client import HostClient, connect
 from toolhost.cli.output import ago, note, table, write, write_json
 from toolhost.client_config import ServerAccess, claude_commands, codex_toml, mcp_json, server_url
 from toolhost_sdk.errors import NotFoundError
@@ -101,14 +101,14 @@ def config(
             write_json(mcp_json(access))
 
 
-def mint_token(client: ControlClient, label: str, scopes: list[str] | None, *, ttl: str) -> dict[str, Any]:
+def mint_token(client: HostClient, label: str, scopes: list[str] | None, *, ttl: str) -> dict[str, Any]:
     """Mint through the control API. The answer holds `token` and what is on record of it."""
     body = {"label": label, "scopes": scopes or ["*"], "ttl": parse_duration(ttl)}
     answer: dict[str, Any] = client.post("/tokens", body)
     return answer
 
 
-def _chosen(client: ControlClient, wanted: list[str] | None) -> list[str]:
+def _chosen(client: HostClient, wanted: list[str] | None) -> list[str]:
     running = [str(server["name"]) for server in client.get("/servers")]
     for name in wanted or ():
         if name not in running:

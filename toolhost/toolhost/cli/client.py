@@ -31,12 +31,12 @@ class NotRunningError(UnavailableError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostAddress:
-    """A running host, as its home directory or the environment names it."""
+    """A running host. *home* and *pid* are known when it runs on this machine."""
 
     url: str
     token: str | None = field(default=None, repr=False)
+    home: Home | None = None
     pid: int | None = None
-    control_socket: Path | None = None
 
 
 def find_host(settings: Settings) -> HostAddress:
@@ -59,8 +59,8 @@ def find_host(settings: Settings) -> HostAddress:
     return HostAddress(
         url=running.url,
         token=settings.token or _operator_token(home),
+        home=home,
         pid=running.pid,
-        control_socket=Path(running.control_socket),
     )
 
 
@@ -82,7 +82,7 @@ def _operator_token(home: Home) -> str | None:
         return None
 
 
-class ControlClient:
+class HostClient:
     """Requests to the control API of one host, each on a connection of its own.
 
     Args:
@@ -149,7 +149,7 @@ class ControlClient:
         return kind(parts.hostname or "", parts.port, timeout=timeout)
 
 
-def connect(home: Path | None, *, timeout: float = 30.0) -> ControlClient:
+def connect(home: Path | None, *, timeout: float = 30.0) -> HostClient:
     """A client of the running host. Raises as `Settings.from_env` and `find_host` do.
 
     Args:
@@ -158,7 +158,7 @@ def connect(home: Path | None, *, timeout: float = 30.0) -> ControlClient:
     settings = Settings.from_process()
     if home is not None:
         settings = replace(settings, home=home.expanduser().absolute(), url=None)
-    return ControlClient(find_host(settings), timeout=timeout)
+    return HostClient(find_host(settings), timeout=timeout)
 
 
 def read_answer(status: int, raw: bytes, *, url: str) -> Any:

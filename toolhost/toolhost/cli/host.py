@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from toolhost.cli import options
-from toolhost.cli.client import ControlClient, connect, is_alive
+from toolhost.cli.client import HostClient, connect, is_alive
 from toolhost.cli.output import SERVER_COLUMNS, ago, note, patience, server_rows, table, write, write_json
 from toolhost_sdk.errors import DeadlineExceededError
 
@@ -88,7 +88,7 @@ def down(home: options.Home = None) -> None:
     write(f"the host at {client.address.url} is stopped")
 
 
-def _wait_until_gone(client: ControlClient) -> None:
+def _wait_until_gone(client: HostClient) -> None:
     pid = client.address.pid
     deadline = time.monotonic() + _DOWN_SECONDS
     while pid is not None and is_alive(pid):

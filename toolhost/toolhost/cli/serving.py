@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import pwd
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from toolhost.cli.host import own_version
-from toolhost.cli.output import patience, write, write_json
+from toolhost.cli.output import note, patience, write, write_json
 from toolhost.client_config import ServerAccess, claude_commands, server_url
 from toolhost.settings import Settings
 from toolhost_sdk.errors import UnavailableError, UsageError
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from toolhost import ToolHost
 
 _TOKEN_DAYS = 30
+_DEFAULT_SERVERS = ("bash", "jobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +59,45 @@ def serve_host(options: ServeOptions) -> None:
         host=options.host,
         address=options.address or settings.ray_address,
     )
+    with _interruptible() as interrupted:
+        try:
+            with patience("starting Ray and the host"):
+                host.start()
+                names = _spawn_defaults(host, work_dir) if options.default_servers else []
+            interrupted.started()
+            _announce(host, names, work_dir, as_json=options.json)
+            host.wait_for_shutdown(interrupted)
+        except KeyboardInterrupt:
+            note("interrupted while starting")
+        finally:
+            interrupted.started()  # from here on a second Ctrl-C must not stop the cleaning up
+            host.close()
+
+
+class _Interrupted(threading.Event):
+    """Set by SIGINT and SIGTERM. Until `started`, they interrupt whatever is going on as well."""
+
+    _starting = True
+
+    def started(self) -> None:
+        self._starting = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        self.set()
+        if self._starting:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Interrupted]:
+    interrupted = _Interrupted()
+    kept = {number: signal.signal(number, interrupted.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with patience("starting Ray and the host"):
-            host.start()
-            names = _spawn_defaults(host, work_dir) if options.default_servers else []
-        _announce(host, names, work_dir, as_json=options.json)
-        host.serve_forever()
+        yield interrupted
     finally:
-        host.close()
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _work_dir(given: Path | None) -> Path:
@@ -80,14 +117,17 @@ def _require_ray() -> None:
 def _spawn_defaults(host: ToolHost, work_dir: Path) -> list[str]:
     from toolhost.tools.shipped import shipped_spec
 
-    names = ["bash", "jobs"]
-    for name in names:
-        host.spawn(shipped_spec(name, {"work_dir": str(work_dir)}), name=name, detached=True)
-    return names
+    running = {
+        server.name for server in host.servers()
+    }  # a detached one of that name came back with its home
+    for name in _DEFAULT_SERVERS:
+        if name not in running:
+            host.spawn(shipped_spec(name, {"work_dir": str(work_dir)}), name=name)
+    return list(_DEFAULT_SERVERS)
 
 
 def _announce(host: ToolHost, names: list[str], work_dir: Path, *, as_json: bool) -> None:
-    token = host.mint_token("serve", scopes=names, ttl=_TOKEN_DAYS * 86400.0) if names else None
+    token = host.mint_token(label="serve", scopes=names, ttl=_TOKEN_DAYS * 86400.0) if names else None
     access = [ServerAccess(name=name, url=server_url(host.url, name), token=token) for name in names]
     claude = claude_commands(access)
     if as_json:

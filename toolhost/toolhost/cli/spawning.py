@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from toolhost.cli.client import HostAddress
-from toolhost.hosting.pickling import dump_spec
-from toolhost.tools import ToolServer
-from toolhost.wire import SpawnRequest
-from toolhost_sdk.endpoints.channel import CallHeader
-from toolhost_sdk.endpoints.unix_client import UnixChannel
+from toolhost.hosting.control_client import ControlClient
+from toolhost.hosting.home import Home
+from toolhost.tools import ToolServer, ToolSpec
+from toolhost.wire import ServerStatus
 from toolhost_sdk.errors import NotFoundError, UsageError
-
-_SECONDS = 60.0
 
 
 def spawn_class(
@@ -42,18 +39,14 @@ def spawn_class(
         UsageError: the reference names no tool server, or the host is not on this machine.
         NotFoundError: there is no such module or class.
     """
-    if address.control_socket is None:
+    if address.home is None:
         raise UsageError(
             f"{reference!r} is code, and code is only sent to a host on this machine: unset TOOLHOST_URL, or spawn "
             "a shipped kind"
         )
     spec = load_class(reference).bind(**arguments)
-    request = SpawnRequest(
-        name=name or spec.cls.__name__.lower(),
-        spec=dump_spec(spec, by_value=not _is_installed(spec.cls.__module__)),
-        expose=expose,
-    )
-    return asyncio.run(_ask(str(address.control_socket), request))
+    status = asyncio.run(_spawn(address.home, spec, name or spec.cls.__name__.lower(), expose))
+    return status.model_dump(mode="json")
 
 
 def load_class(reference: str) -> type[ToolServer]:
@@ -78,20 +71,9 @@ def load_class(reference: str) -> type[ToolServer]:
     return found
 
 
-def _is_installed(module_name: str) -> bool:
-    """Whether the tool host, which has this environment but not this directory, can import the module itself."""
-    origin = getattr(sys.modules[module_name], "__file__", None)
-    return origin is not None and (
-        Path(origin).is_relative_to(sys.prefix) or module_name.split(".", maxsplit=1)[0] == "toolhost"
-    )
-
-
-async def _ask(control_socket: str, request: SpawnRequest) -> dict[str, Any]:
-    channel = UnixChannel(control_socket)
+async def _spawn(home: Home, spec: ToolSpec, name: str, expose: list[str] | None) -> ServerStatus:
+    client = ControlClient(home)
     try:
-        status: dict[str, Any] = await channel.request(
-            "control", "servers.spawn", request.model_dump(), header=CallHeader(timeout=_SECONDS)
-        )
+        return await client.spawn(spec, name=name, expose=expose, detached=True)
     finally:
-        await channel.aclose()
-    return status
+        await client.aclose()

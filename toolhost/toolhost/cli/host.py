@@ -46,6 +46,10 @@ def serve(
         Path | None,
         typer.Option("--work-dir", help="Where the shell starts [default: the current directory]."),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", help="Another name clients may use for this host; repeat for more."),
+    ] = None,
     default_servers: Annotated[
         bool, typer.Option("--default-servers/--no-default-servers", help="Start `bash` and `jobs`.")
     ] = True,
@@ -61,6 +65,7 @@ def serve(
             home=home,
             address=address,
             work_dir=work_dir,
+            allowed_hosts=tuple(allowed_host or ()),
             default_servers=default_servers,
             json=json,
         )

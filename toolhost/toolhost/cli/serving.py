@@ -36,6 +36,7 @@ class ServeOptions:
     home: Path | None
     address: str | None
     work_dir: Path | None
+    allowed_hosts: tuple[str, ...]
     default_servers: bool
     json: bool
 
@@ -58,6 +59,7 @@ def serve_host(options: ServeOptions) -> None:
         port=settings.port if options.port is None else options.port,
         host=options.host,
         address=options.address or settings.ray_address,
+        allowed_hosts=options.allowed_hosts,
     )
     with _interruptible() as interrupted:
         try:

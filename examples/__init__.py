@@ -1,0 +1,1 @@
+"""Tool servers to read, run and copy."""

@@ -316,5 +316,6 @@ async def test_arguments_that_do_not_fit_are_named_in_words(tmp_path: Path) -> N
 
     assert wrong.get("is_error") is True
     assert wrong["content"][0]["text"] == snapshot(
-        "arguments of 'greet' do not fit: who: input should be a valid string; shout: extra inputs are not permitted [usage]"
+        "arguments of 'greet' do not fit: who: input should be a valid string; "
+        "shout: extra inputs are not permitted [usage]"
     )

@@ -27,6 +27,13 @@ class ToolEndpoint:
         resolved = resolve_tool_url(self.url, advertised=settings.advertise_host, relay=settings.relay_host)
         object.__setattr__(self, "url", resolved)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ToolEndpoint, (
+            self.name,
+            self.url,
+            dict(self.headers),
+        )  # constructed, so resolved, where it arrives
+
     def mcp_config(self) -> dict[str, Any]:
         """This server's entry in a client's `mcpServers`."""
         return {"type": "http", "url": self.url, "headers": dict(self.headers)}

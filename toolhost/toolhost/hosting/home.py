@@ -19,7 +19,7 @@ from pathlib import Path
 
 from toolhost_sdk.errors import ConflictError, NoSpaceError, UnavailableError, UsageError
 
-_SOCKET_PATH_ROOM = 60  # bytes a runtime directory may take so that every socket name below it fits
+_SOCKET_PATH_ROOM = 41  # bytes a runtime directory may take so that Ray's long socket names below it fit too
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Home:
             running = self.read_host_file()
         except UnavailableError:
             return ": wait until it is up, or give this one another home"
-        return f" at {running.url} (pid {running.pid}): use it, stop it with `toolhost down`, or give this one another home"
+        return f" at {running.url} (pid {running.pid}): use it, end it with `toolhost down`, or choose another home"
 
     def write_host_file(self, running: HostFile) -> None:
         write_private(self.host_file, json.dumps(asdict(running)).encode())
@@ -142,7 +142,7 @@ def make_private_dir(path: Path) -> None:
         if stat.S_IMODE(found.st_mode) != 0o700:
             path.chmod(0o700)
     except OSError as error:
-        raise _translated(error, path) from None
+        raise translated(error, path) from None
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -152,15 +152,15 @@ def write_private(path: Path, data: bytes) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-            os.replace(name, path)
+            Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise _translated(error, path) from None
+        raise translated(error, path) from None
 
 
-def _translated(error: OSError, path: Path) -> Exception:
+def translated(error: OSError, path: Path) -> Exception:
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
         return NoSpaceError(
             f"no room on the disk for {str(path)!r}: free some, or give the host another home"

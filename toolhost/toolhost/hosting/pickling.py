@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pickle import PicklingError
 
-from ray import cloudpickle
+import cloudpickle
 
 from toolhost.tools.server import ToolSpec
 from toolhost_sdk.errors import UsageError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -39,7 +40,10 @@ def ray_running(home: Home, *, address: str | None, num_cpus: int | None) -> Ite
         with _signals_kept():
             if address is not None:
                 ray.init(
-                    address=address, log_to_driver=False, logging_level="ERROR", namespace=namespace(home)
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    namespace=namespace(home),
                 )
             else:
                 ray.init(
@@ -47,7 +51,7 @@ def ray_running(home: Home, *, address: str | None, num_cpus: int | None) -> Ite
                     num_cpus=num_cpus,
                     include_dashboard=False,
                     log_to_driver=False,
-                    logging_level="ERROR",
+                    logging_level=logging.ERROR,
                     namespace=namespace(home),
                     _node_ip_address="127.0.0.1",
                     _temp_dir=str(temp_dir) if len(os.fsencode(temp_dir)) <= _LONGEST_RAY_DIR else None,
@@ -80,6 +84,8 @@ def _configure(home: Home, *, join: bool) -> None:
     if not token_file.exists():
         write_private(token_file, secrets.token_hex(32).encode())
     os.environ["RAY_AUTH_MODE"] = "token"
+    # Without this Ray rewrites a loopback address to the machine's own and listens on every interface.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
 
 

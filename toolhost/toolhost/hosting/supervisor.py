@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -239,10 +240,8 @@ class Supervisor:
 
     async def _watch(self, host: _Host) -> None:
         """Wait for the host's death, then bring its servers back."""
-        try:
+        with suppress(UnavailableError):
             await host.launched.channel.request("host", "alive")
-        except UnavailableError:
-            pass
         if self._hosts.get(host.key) is not host or self._closing:
             return
         logger.warning("tool host %s died", host.launched.host_id)

@@ -1,0 +1,95 @@
+"""What the channel contract needs from a provider: a served process that can be killed and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import psutil
+from tests.contracts.channel_peer import SMALL
+from typing_extensions import override
+
+from toolhost_sdk.endpoints.calling import LinkChannel
+from toolhost_sdk.endpoints.unix_client import UnixChannel
+
+
+class Harness(ABC):
+    """One served peer in a process of its own."""
+
+    @abstractmethod
+    def channel(self) -> LinkChannel:
+        """A new channel to the peer; whoever asks closes it."""
+
+    @abstractmethod
+    def revive(self) -> None:
+        """Make sure that a killed peer is served again, soon."""
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    async def kill(self, pid: int) -> None:
+        """SIGKILL the peer and return when it is gone."""
+        process = psutil.Process(pid)
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(psutil.wait_procs, [process], 10)
+
+
+class UnixHarness(Harness):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._server = start_server(path)
+
+    @override
+    def channel(self) -> LinkChannel:
+        return UnixChannel(self._path, limits=SMALL)
+
+    @override
+    def revive(self) -> None:
+        self.stop()
+        self._server = start_server(self._path)
+
+    @override
+    def stop(self) -> None:
+        self._server.kill()
+        self._server.communicate(timeout=10)
+
+
+def start_server(path: Path) -> subprocess.Popen[str]:
+    """The probe's server, listening."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.contracts.channel_peer", str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    return server
+
+
+class RayHarness(Harness):
+    def __init__(self) -> None:
+        import ray  # only here: the fast suite starts no Ray and does not import it for this
+        from tests.contracts.channel_peer_ray import ProbeActor
+
+        self._ray = ray
+        self._actor = ray.remote(num_cpus=0, max_restarts=1)(ProbeActor).remote()
+
+    @override
+    def channel(self) -> LinkChannel:
+        from toolhost_sdk.endpoints.channel_ray import RayChannel
+
+        return RayChannel(self._actor, heartbeat=0.2, limits=SMALL)
+
+    @override
+    def revive(self) -> None:
+        pass  # Ray does
+
+    @override
+    def stop(self) -> None:
+        self._ray.kill(self._actor)

@@ -156,6 +156,7 @@ class ServerStatus(_Wire):
     state: ServerState
     url: str
     node_id: str | None = None
+    pid: int | None = None  # of its tool host, on that node
     restarts: int = 0
     running_calls: int = 0
     tools: list[str] = Field(default_factory=list)

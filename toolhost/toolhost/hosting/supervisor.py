@@ -158,6 +158,7 @@ class Supervisor:
             state=route.state,
             url="",
             node_id=route.address.node_id if route.address else None,
+            pid=host.launched.pid if (host := self._hosts.get(server.host)) else None,
             restarts=server.total_restarts,
             tools=[tool.name for tool in route.definition.tools],
             detached=server.request.detached,

@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-
 from tests.support.clients import ERAS, call_text, connected
 from tests.support.waiting import alive, eventually
 from tests.toolhost.hosting.servers import Dies, Echo, Hangs, Other, Refuses, Runs
+
 from toolhost import ToolHandle, ToolHost, ToolServer, ToolSpec, tool
 from toolhost_sdk.errors import ConflictError, NotFoundError, PlacementError, StartupTimeoutError, UsageError
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from typing_extensions import override
+
 from toolhost.settings import Settings
 
 
@@ -27,6 +29,7 @@ class ToolEndpoint:
         resolved = resolve_tool_url(self.url, advertised=settings.advertise_host, relay=settings.relay_host)
         object.__setattr__(self, "url", resolved)
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         return ToolEndpoint, (
             self.name,

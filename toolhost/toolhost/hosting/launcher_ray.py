@@ -12,18 +12,19 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from toolhost_sdk.node.client import WardenClient
+from toolhost_sdk.node.ensure import ensure_warden
 from typing_extensions import override
 
 from toolhost.hosting.home import Home
 from toolhost.hosting.launcher import LaunchedHost, Launcher
 from toolhost.hosting.service import HostConfig, ToolHostService, log_to_files
 from toolhost.wire import Address
-from toolhost_sdk.endpoints.channel_ray import ChannelActor, RayChannel
+from toolhost_sdk.endpoints.channel import Dispatcher
+from toolhost_sdk.endpoints.channel_ray import ChannelActorMixin, RayChannel
 from toolhost_sdk.endpoints.unix_client import UnixChannel
 from toolhost_sdk.endpoints.unix_server import serve_unix
 from toolhost_sdk.errors import PlacementError, StartupTimeoutError, UsageError
-from toolhost_sdk.node.client import WardenClient
-from toolhost_sdk.node.ensure import ensure_warden
 
 logger = logging.getLogger(__name__)
 _PLACEMENT_KEYS = frozenset(
@@ -31,7 +32,7 @@ _PLACEMENT_KEYS = frozenset(
 )
 
 
-class ToolHostActor(ChannelActor):
+class ToolHostActor(ChannelActorMixin):
     """The shell around `ToolHostService` in a Ray worker. It reserves no CPU, so that functions which dispatch
     tasks cannot starve themselves."""
 
@@ -43,12 +44,15 @@ class ToolHostActor(ChannelActor):
         log_to_files(home.logs_dir, settings.host_id)
         socket = await ensure_warden(home.root, home.runtime_dir, settings.instance)
         executor = WardenClient(UnixChannel(socket))
-        service = ToolHostService(settings, executor, home.state_dir)
-        self.serve(service.dispatch)
+        self._service = ToolHostService(settings, executor, home.state_dir)
         path = home.runtime_dir / f"host-{settings.host_id}.sock"
-        self._socket = serve_unix(service.dispatch, path)
+        self._socket = serve_unix(self._service.dispatch, path)
         await self._socket.__aenter__()
         return {"node_id": ray.get_runtime_context().get_node_id(), "unix": str(path), "pid": os.getpid()}
+
+    @override
+    def channel_dispatcher(self) -> Dispatcher:
+        return self._service.dispatch
 
 
 class RayLauncher(Launcher):
@@ -69,7 +73,7 @@ class RayLauncher(Launcher):
         offers = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
         if any(all(offer.get(key, 0) >= amount for key, amount in demand.items()) for offer in offers):
             return
-        best = max(
+        best: dict[str, float] = max(
             offers, key=lambda offer: sum(offer.get(key, 0) >= demand[key] for key in demand), default={}
         )
         nearest = {key: best.get(key, 0) for key in demand}
@@ -86,7 +90,7 @@ class RayLauncher(Launcher):
     ) -> LaunchedHost:
         name = f"host-{config.host_id}"
         options: dict[str, Any] = {"num_cpus": 0, **placement}
-        actor = (
+        actor: Any = (
             ray.remote(ToolHostActor)
             .options(name=name, namespace=self._namespace, max_restarts=0, max_concurrency=1000, **options)
             .remote()

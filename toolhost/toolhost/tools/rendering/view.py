@@ -71,6 +71,8 @@ class OutputView:
         self._clipped = 0
 
     def feed(self, stream: Stream, data: bytes) -> None:
+        if not data:
+            return
         start, self._offset = self._offset, self._offset + len(data)
         self._sizes[stream] = self._sizes.get(stream, 0) + len(data)
         if stream in self._binary:
@@ -104,7 +106,7 @@ class OutputView:
         shown = sum(len(line.encode()) + 1 for line in (*cut.head, *cut.tail))
         if self._clipped and cut.whole:
             parts.append(f"[long lines are clipped; {self._reader.call('offset=0')} reads them whole]")
-        binary = {stream: words for stream, words in self._binary.items() if self._sizes.get(stream)}
+        binary = {stream: self._binary[stream] for stream in self._sizes if stream in self._binary}
         for stream, words in binary.items():
             length = (sizes or {}).get(stream, self._sizes[stream])
             parts.append(self._about_binary(stream, words, length))

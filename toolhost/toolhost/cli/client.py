@@ -155,10 +155,15 @@ def connect(home: Path | None, *, timeout: float = 30.0) -> HostClient:
     Args:
         home: as given on the command line; None means what the environment says.
     """
+    return HostClient(find_host(chosen_settings(home)), timeout=timeout)
+
+
+def chosen_settings(home: Path | None) -> Settings:
+    """The environment's settings. A home from the command line (not None) wins, over `TOOLHOST_URL` too."""
     settings = Settings.from_process()
-    if home is not None:
-        settings = replace(settings, home=home.expanduser().absolute(), url=None)
-    return HostClient(find_host(settings), timeout=timeout)
+    if home is None:
+        return settings
+    return replace(settings, home=home.expanduser().absolute(), url=None)
 
 
 def read_answer(status: int, raw: bytes, *, url: str) -> Any:

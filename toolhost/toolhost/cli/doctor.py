@@ -12,10 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from toolhost.cli.client import find_host
+from toolhost.cli.client import chosen_settings, find_host
 from toolhost.settings import Settings
 from toolhost_sdk.errors import UnavailableError
-from toolhost_sdk.node import cgroups
 from toolhost_sdk.node.containment import Containment
 
 State = Literal["ok", "limited", "fails"]
@@ -41,9 +40,8 @@ class Check:
 
 def examine(home: Path | None) -> list[Check]:
     """Every check, in the order a person reads them. Starts nothing that stays."""
-    settings = Settings.from_process()
-    root = home.expanduser().absolute() if home is not None else settings.home
-    checks = [_python(), _ray(), *_packages(), _shell(settings), _disk(root), _host(settings, root)]
+    settings = chosen_settings(home)
+    checks = [_python(), _ray(), *_packages(), _shell(settings), _disk(settings.home), _host(settings)]
     return [*checks, *node_checks(probe_node())]
 
 
@@ -53,8 +51,7 @@ def probe_node() -> dict[str, Any]:
     try:
         return containment.manifest()
     finally:
-        if containment.group is not None:
-            cgroups.remove(containment.group)
+        containment.close()
 
 
 def render_checks(checks: list[Check]) -> str:
@@ -156,9 +153,9 @@ def _disk(root: Path) -> Check:
     return Check(name="home", state="ok", says=f"{root}, {free >> 30} GiB free")
 
 
-def _host(settings: Settings, root: Path) -> Check:
+def _host(settings: Settings) -> Check:
     try:
-        address = find_host(Settings(home=root, url=settings.url, token=settings.token))
+        address = find_host(settings)
     except UnavailableError:
         return Check(name="host", state="ok", says="none runs in this home; start one with: toolhost serve")
     return Check(name="host", state="ok", says=f"runs at {address.url}")

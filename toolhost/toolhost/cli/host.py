@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +11,10 @@ from typing import Annotated
 import typer
 
 from toolhost.cli import options
-from toolhost.cli.client import HostClient, connect, is_alive
+from toolhost.cli.client import HostClient, chosen_settings, connect, is_alive
 from toolhost.cli.output import SERVER_COLUMNS, ago, note, patience, server_rows, table, write, write_json
-from toolhost_sdk.errors import DeadlineExceededError
+from toolhost.hosting.home import Home
+from toolhost_sdk.errors import DeadlineExceededError, NotFoundError
 
 _DOWN_SECONDS = 20.0
 
@@ -117,14 +119,26 @@ def doctor(home: options.Home = None, json: options.Json = False) -> None:
 
 
 def sweep(home: options.Home = None, json: options.Json = False) -> None:
-    """End what a host on this home left behind, and nothing else. Safe beside a running host."""
-    from toolhost.cli.sweeping import sweep_home
+    """End what a host of this home left behind, and nothing else. Safe beside a running host."""
+    from toolhost_sdk.node.sweep import sweep_home
 
-    with patience("sweeping"):
-        report = sweep_home(home)
+    root = Home(chosen_settings(home).home).root
+    try:
+        ended = sweep_home(root)
+    except FileNotFoundError:
+        raise NotFoundError(f"no host ever ran in {str(root)!r}, so nothing was left there") from None
     if json:
-        write_json(report)
-    elif any(report.values()):
-        write(", ".join(f"{count} {what}" for what, count in report.items() if count))
+        write_json(ended)
+    elif ended:
+        counts = Counter(str(thing["kind"]) for thing in ended)
+        write(
+            "ended " + ", ".join(f"{count} {_plural(kind, count)}" for kind, count in sorted(counts.items()))
+        )
     else:
         note("nothing was left behind")
+
+
+def _plural(word: str, count: int) -> str:
+    if count == 1:
+        return word
+    return word + ("es" if word.endswith("s") else "s")

@@ -1,0 +1,75 @@
+"""Claude Code itself against a host, with a scripted model behind it.
+
+The proof of a call is the chain: the model asks for it, the next model request holds its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.clients.claude import Claude
+from tests.clients.messages_stub import MessagesStub, PlannedCall, messages_stub
+
+if TYPE_CHECKING:
+    from toolhost import ToolHost
+
+pytestmark = [pytest.mark.clients, pytest.mark.ray]
+NewClaude = Callable[[MessagesStub], Claude]
+
+
+def test_claude_mcp_list_shows_a_server_added_with_a_token_as_connected(
+    running_host: ToolHost, new_claude: NewClaude
+) -> None:
+    """CTEST-R1"""
+    url = f"{running_host.url}/bash/mcp"
+    with messages_stub() as stub:
+        claude = new_claude(stub)
+        claude.add_server("bash", url, running_host.mint_token(scopes=["bash"]))
+
+        assert f"bash: {url} (HTTP) - ✔ Connected" in claude.list_servers()
+
+
+def test_claude_mcp_list_shows_a_server_with_a_wrong_token_as_not_connected(
+    running_host: ToolHost, new_claude: NewClaude
+) -> None:
+    with messages_stub() as stub:
+        claude = new_claude(stub)
+        claude.add_server("bash", f"{running_host.url}/bash/mcp", "th_" + "x" * 43)
+
+        assert "✔ Connected" not in claude.list_servers()
+
+
+def test_claude_calls_a_shell_command_and_its_model_reads_the_text_unescaped(
+    running_host: ToolHost, new_claude: NewClaude
+) -> None:
+    """CTEST-R2, CLIENT-R1"""
+    command = PlannedCall("mcp__bash__run_command", {"command": """printf 'say "hi"\\nline two\\n'"""})
+    servers = running_host.mcp_config(["bash"])["mcpServers"]
+    with messages_stub([command]) as stub:
+        new_claude(stub).ask("call the tool", servers, allow="mcp__bash")
+
+    assert "mcp__bash__run_command" in stub.requests[-1].tools
+    assert 'say "hi"\nline two\n' in stub.with_results()[0].result_text()
+
+
+def test_claude_reads_a_text_with_quotes_byte_for_byte(running_host: ToolHost, new_claude: NewClaude) -> None:
+    """CLIENT-R1: no `structuredContent` beside text, or the model would see it escaped."""
+    greeting = PlannedCall("mcp__everything__greet", {"name": 'A "quoted" name\nand a line'})
+    servers = {"everything": {"type": "http", "url": f"{running_host.url}/everything/mcp"}}
+    with messages_stub([greeting]) as stub:
+        new_claude(stub).ask("greet them", servers, allow="mcp__everything")
+
+    assert stub.with_results()[0].result_text() == 'Hello, A "quoted" name\nand a line!'
+
+
+def test_claude_talks_to_nobody_but_its_model(running_host: ToolHost, new_claude: NewClaude) -> None:
+    """CTEST-R1"""
+    del running_host
+    with messages_stub() as stub:
+        claude = new_claude(stub)
+        claude.ask("say something", {}, allow="mcp__none")
+
+        assert claude.isolated_environment()["ANTHROPIC_BASE_URL"] == stub.url
+    assert {request.headers["x-api-key"] for request in stub.requests} == {"sk-dummy-for-tests"}

@@ -1,0 +1,60 @@
+"""Whether a command specification can be run at all, before anything is made for it.
+
+Rules of this file: pure; what is wrong is the caller's to change (`UsageError`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from toolhost_sdk.errors import UsageError
+from toolhost_sdk.node import clock
+from toolhost_sdk.node.port import CommandSpec
+
+LEAST_LOG = 64 << 10
+MOST_LOG = 16 << 30
+
+
+def check_spec(spec: CommandSpec) -> None:
+    """Raises UsageError naming the value that cannot be."""
+    check_argv(spec.argv)
+    for name, value in spec.env.items():
+        if not name or "=" in name or "\0" in name or "\0" in (value or ""):
+            raise UsageError(f"environment variable {name!r} has a name or value no process can have")
+    if spec.cwd is not None and (not os.path.isabs(spec.cwd) or "\0" in spec.cwd):  # noqa: PTH117 - a value, no path yet
+        raise UsageError(f"cwd={spec.cwd!r} must be an absolute path")
+    if not spec.session or len(spec.session) > 256:
+        raise UsageError("session must be a name of 1 to 256 characters")
+    for what in ("timeout", "idle_timeout"):
+        clock.seconds(getattr(spec, what), what)
+    clock.seconds(spec.grace, "grace", zero=True)
+    _whole("log_limit", spec.log_limit, LEAST_LOG, MOST_LOG)
+    for what in ("pids_limit", "memory_limit"):
+        if getattr(spec, what) is not None:
+            _whole(what, getattr(spec, what), 1, 1 << 60)
+
+
+def check_argv(argv: Any) -> None:
+    if isinstance(argv, str | bytes):
+        shown = argv if isinstance(argv, str) else os.fsdecode(argv)
+        raise UsageError(f"{shown!r} is one argument; pass {shown.split()!r} or run a shell")
+    if not isinstance(argv, Sequence) or not argv:
+        raise UsageError("argv must be a list of at least one argument")
+    for index, argument in enumerate(argv):
+        if not isinstance(argument, str | bytes):
+            raise UsageError(f"argument {index} is {argument!r}; arguments are str or bytes")
+        if (b"\0" if isinstance(argument, bytes) else "\0") in argument:  # type: ignore[operator]  # same kind by the test before
+            raise UsageError(f"argument {index} holds a NUL, which no argument can")
+
+
+def check_range(what: str, value: Any, least: int, most: int) -> int:
+    """Raises UsageError unless *value* is a whole number in the range."""
+    return _whole(what, value, least, most)
+
+
+def _whole(what: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{what}={value!r} must be a whole number from {least} to {most}")
+    return value

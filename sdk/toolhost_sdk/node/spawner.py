@@ -1,0 +1,220 @@
+"""The warden's side of zygote and inits: keeps the zygote running and an init in stock, passes descriptors.
+
+Rules of this file: every descriptor given away is closed here; messages are small, plans that are not travel as a
+file; the end of an init's socket is news like any other.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolhost_sdk.errors import CapacityError
+from toolhost_sdk.node import procfs
+
+log = logging.getLogger(__name__)
+
+_INLINE = 60 << 10
+_HELLO_WITHIN = 10.0
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The package's own __init__ may load anything; the zygote must stay small, so it gets an empty package in its place.
+_BOOT = (
+    "import sys,types;p=types.ModuleType('toolhost_sdk');p.__path__=[sys.argv.pop(1)];"
+    "sys.modules['toolhost_sdk']=p;from toolhost_sdk.node.zygote import main;main()"
+)
+
+
+class Init:
+    """One init process as the warden sees it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self.pid: int | None = None
+        self.hello: asyncio.Future[bool] = self._loop.create_future()
+        self.on_message: Callable[[dict[str, Any]], None] | None = None
+        self.on_end: Callable[[], None] | None = None
+        self.ended = False
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            self.ended = True
+            if not self.hello.done():
+                self.hello.set_result(False)
+            if self.on_end is not None:
+                self.on_end()
+            return
+        message = json.loads(data)
+        if message["t"] == "hello":
+            self.pid = message["pid"]
+            self.hello.set_result(True)
+        elif self.on_message is not None:
+            self.on_message(message)
+
+    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send one message. An init that is gone is reported by `on_end`, not here."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        with contextlib.suppress(OSError):
+            self._sock.sendmsg([json.dumps(message).encode()], rights)
+
+    def start(self, plan: dict[str, Any], fds: Sequence[int]) -> None:
+        """Send the plan; one that does not fit a message goes as an unlinked file."""
+        message = {**plan, "op": "start", "in_file": False}
+        text = json.dumps(message)
+        if len(text) < _INLINE:
+            self.send(message, fds)
+            return
+        with tempfile.TemporaryFile() as file:
+            file.write(text.encode())
+            file.flush()
+            self.send({"op": "start", "in_file": True}, [*fds, file.fileno()])
+
+    def close(self) -> None:
+        """Let go: the init ends whatever it still holds, then itself. Idempotent."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+
+
+class Spawner:
+    """Inits, made ahead of need.
+
+    Args:
+        group: the cgroup of this generation, or None.
+        stock: inits kept waiting; one hides the cost of a fork from every start that is not in a burst.
+    """
+
+    def __init__(self, group: str | None, *, stock: int = 2) -> None:
+        self._group = group
+        self._stock: list[Init] = []
+        self._wanted = stock
+        self._control: socket.socket | None = None
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._closing = False
+        self._inits: weakref.WeakSet[Init] = weakref.WeakSet()
+
+    @property
+    def zygote_pid(self) -> int | None:
+        return None if self._zygote is None else self._zygote.pid
+
+    def open(self) -> None:
+        """Start the zygote. Also after its death."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            self._zygote = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _BOOT,
+                    str(_PACKAGE),
+                    str(theirs.fileno()),
+                    self._group or "",
+                ],
+                env={},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+            )
+        self._control = ours
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._control_ended)
+        self._refill()
+
+    def _control_ended(self) -> None:
+        self._drop_control()
+        if not self._closing:
+            log.error("the zygote ended; starting another")
+            self.open()
+
+    def _drop_control(self) -> None:
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._control.close()
+            self._control = None
+
+    def _refill(self) -> None:
+        self._stock = [init for init in self._stock if not init.ended]
+        while len(self._stock) < self._wanted and self._control is not None:
+            self._stock.append(self._fork())
+
+    def _fork(self) -> Init:
+        assert self._control is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs, contextlib.suppress(OSError):  # a dead zygote: the end of our socket says so
+            self._control.sendmsg(
+                [b"{}"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
+            )
+        init = Init(ours)
+        self._inits.add(init)
+        return init
+
+    async def take(self) -> Init:
+        """An init that waits for a plan.
+
+        Raises:
+            CapacityError: the node cannot fork another process now.
+        """
+        for _ in range(3):
+            self._refill()
+            if not self._stock:
+                await asyncio.sleep(0.05)
+                continue
+            init = self._stock.pop(0)
+            asyncio.get_running_loop().call_soon(self._refill)
+            try:
+                async with asyncio.timeout(_HELLO_WITHIN):
+                    alive = await init.hello
+            except TimeoutError:
+                alive = False
+            except asyncio.CancelledError:
+                init.close()
+                raise
+            if alive and not init.ended:
+                return init
+            init.close()
+        raise CapacityError("the node cannot fork another process now")
+
+    def tend(self) -> None:
+        """Reap what reached us as a subreaper, and end what inits of a dead zygote left behind."""
+        with contextlib.suppress(ChildProcessError):
+            for _ in procfs.reap_all():
+                pass
+        if self._zygote is not None:
+            keep = {
+                self._zygote.pid,
+                *(init.pid for init in self._inits if init.pid is not None and not init.ended),
+            }
+            procfs.signal_below(os.getpid(), signal.SIGKILL, skip=frozenset(keep))
+
+    async def aclose(self) -> None:
+        """Let everything go; the zygote ends what is left and exits."""
+        self._closing = True
+        for init in self._stock:
+            init.close()
+        self._stock.clear()
+        self._drop_control()

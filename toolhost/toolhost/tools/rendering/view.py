@@ -49,6 +49,7 @@ class OutputView:
         limit: characters the text may have.
         binary: streams not to show, with words for what they hold (see `binary_streams`).
         tagged: mark lines of stderr.
+        start: offset of the first byte that will be fed.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class OutputView:
         reader: Reader,
         binary: Mapping[Stream, str] | None = None,
         tagged: bool = False,
+        start: int = 0,
     ) -> None:
         self._reader = reader
         self._masker = masker
@@ -67,7 +69,7 @@ class OutputView:
         self._lines = HeadTail(max(limit - _NOTE_ROOM, 200))
         self._filters: dict[Stream, LineFilter] = {}
         self._sizes: dict[Stream, int] = {}
-        self._offset = 0
+        self._offset = start
         self._clipped = 0
 
     def feed(self, stream: Stream, data: bytes) -> None:

@@ -93,8 +93,8 @@ async def test_a_pickled_handle_works_in_another_process_and_owns_nothing(host: 
     text = await ask(host, "copied", "echo", {"text": "here"})
 
     code = f"import pickle; handle = pickle.loads({data!r}); print(handle.url, handle.stop())"
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    output = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
 
     assert text == "still here"

@@ -57,6 +57,14 @@ class Home:
         return self.runtime_dir / "control.sock"
 
     @property
+    def warden_dir(self) -> Path:
+        return self.root / "node"
+
+    @property
+    def warden_socket(self) -> Path:
+        return self.runtime_dir / "warden.sock"
+
+    @property
     def host_file(self) -> Path:
         return self.root / "host.json"
 

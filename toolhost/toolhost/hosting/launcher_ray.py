@@ -12,19 +12,20 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from toolhost_sdk.node.client import WardenClient
-from toolhost_sdk.node.ensure import ensure_warden
 from typing_extensions import override
 
 from toolhost.hosting.home import Home
 from toolhost.hosting.launcher import LaunchedHost, Launcher
+from toolhost.hosting.loop_guard import LoopGuard
 from toolhost.hosting.service import HostConfig, ToolHostService, log_to_files
+from toolhost.hosting.warden_lease import start_warden
 from toolhost.wire import Address
 from toolhost_sdk.endpoints.channel import Dispatcher
 from toolhost_sdk.endpoints.channel_ray import ChannelActorMixin, RayChannel
 from toolhost_sdk.endpoints.unix_client import UnixChannel
 from toolhost_sdk.endpoints.unix_server import serve_unix
 from toolhost_sdk.errors import PlacementError, StartupTimeoutError, UsageError
+from toolhost_sdk.node.client import WardenClient
 
 logger = logging.getLogger(__name__)
 _PLACEMENT_KEYS = frozenset(
@@ -42,8 +43,8 @@ class ToolHostActor(ChannelActorMixin):
         home = Home(Path(settings.home))
         home.prepare()
         log_to_files(home.logs_dir, settings.host_id)
-        socket = await ensure_warden(home.root, home.runtime_dir, settings.instance)
-        executor = WardenClient(UnixChannel(socket))
+        LoopGuard(asyncio.get_running_loop()).start()
+        executor = WardenClient(UnixChannel(await asyncio.to_thread(start_warden, home)))
         self._service = ToolHostService(settings, executor, home.state_dir)
         path = home.runtime_dir / f"host-{settings.host_id}.sock"
         self._socket = serve_unix(self._service.dispatch, path)

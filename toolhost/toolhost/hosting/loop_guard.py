@@ -50,6 +50,6 @@ class LoopGuard:
             if turned.wait(self._after):
                 continue
             frame = sys._current_frames().get(self._watched)
-            where = "".join(traceback.format_stack(frame, limit=-6)) if frame else "unknown\n"
+            where = "".join(traceback.format_stack(frame, limit=6)) if frame else "unknown\n"
             turned.wait()
             logger.error("%s: for %.1f s, at\n%s", BLOCKED, time.monotonic() - asked, where)

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from toolhost_sdk.errors import UsageError
 
@@ -32,6 +33,15 @@ class ServerAccess:
 def server_url(host_url: str, name: str) -> str:
     """The one URL shape: `{host}/{name}/mcp`."""
     return f"{host_url.rstrip('/')}/{name}/mcp"
+
+
+def reachable_url(url: str) -> str:
+    """*url* as a client on the same machine says it: an address that means "every one" becomes loopback."""
+    parts = urlsplit(url)
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(parts.hostname or "")
+    if loopback is None:
+        return url
+    return urlunsplit(parts._replace(netloc=loopback if parts.port is None else f"{loopback}:{parts.port}"))
 
 
 def claude_commands(servers: Iterable[ServerAccess]) -> list[str]:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from toolhost.cli.arguments import parse_arguments, parse_duration
-from toolhost.client_config import ServerAccess, claude_commands, codex_toml, mcp_json, server_url
+from toolhost.client_config import (
+    ServerAccess,
+    claude_commands,
+    codex_toml,
+    mcp_json,
+    reachable_url,
+    server_url,
+)
 from toolhost.settings import Settings, SettingsError
 from toolhost_sdk.errors import UsageError
 
@@ -127,6 +134,19 @@ def test_claude_gets_a_header_that_a_shell_passes_on_unchanged() -> None:
         "claude mcp add --transport http bash http://127.0.0.1:1/bash/mcp --header 'Authorization: Bearer th_a'",
         'claude mcp add --transport http jobs http://127.0.0.1:1/jobs/mcp --header "Authorization: Bearer ${TOK}"',
     ]
+
+
+@pytest.mark.parametrize(
+    ("served", "said"),
+    [
+        ("http://0.0.0.0:7420", "http://127.0.0.1:7420"),
+        ("http://[::]:7420", "http://[::1]:7420"),
+        ("http://127.0.0.1:7420", "http://127.0.0.1:7420"),
+        ("https://tools.example", "https://tools.example"),
+    ],
+)
+def test_an_address_that_means_every_one_is_said_as_loopback(served: str, said: str) -> None:
+    assert reachable_url(served) == said
 
 
 def test_codex_gets_a_table_per_server_and_reads_the_token_from_a_variable() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from toolhost.client_config import reachable_url
 from toolhost.hosting.home import Home
 from toolhost.settings import Settings
 from toolhost_sdk.errors import ToolhostError, UnavailableError, error_class
@@ -57,7 +58,7 @@ def find_host(settings: Settings) -> HostAddress:
             "start one with `toolhost serve`"
         )
     return HostAddress(
-        url=running.url,
+        url=reachable_url(running.url),
         token=settings.token or _operator_token(home),
         home=home,
         pid=running.pid,

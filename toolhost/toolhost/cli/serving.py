@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolhost.cli.host import own_version
 from toolhost.cli.output import note, patience, write, write_json
-from toolhost.client_config import ServerAccess, claude_commands, server_url
+from toolhost.client_config import ServerAccess, claude_commands, reachable_url, server_url
 from toolhost.settings import Settings
 from toolhost_sdk.errors import UnavailableError, UsageError
 
@@ -130,12 +130,13 @@ def _spawn_defaults(host: ToolHost, work_dir: Path) -> list[str]:
 
 def _announce(host: ToolHost, names: list[str], work_dir: Path, *, as_json: bool) -> None:
     token = host.mint_token(label="serve", scopes=names, ttl=_TOKEN_DAYS * 86400.0) if names else None
-    access = [ServerAccess(name=name, url=server_url(host.url, name), token=token) for name in names]
+    url = reachable_url(host.url)
+    access = [ServerAccess(name=name, url=server_url(url, name), token=token) for name in names]
     claude = claude_commands(access)
     if as_json:
-        write_json(_facts(host, names, token, claude))
+        write_json(_facts(host, url, names, token, claude))
         return
-    lines = [f"toolhost {own_version()} runs at {host.url}", f"  home     {host.home}"]
+    lines = [f"toolhost {own_version()} runs at {url}", f"  home     {host.home}"]
     if token is not None:
         lines += [
             f"  servers  {', '.join(names)}: commands run in {work_dir} as {_user()}, not in a sandbox",
@@ -153,9 +154,11 @@ def _announce(host: ToolHost, names: list[str], work_dir: Path, *, as_json: bool
     write("\n".join([*lines, "", "Ctrl-C stops the host and all that it runs."]))
 
 
-def _facts(host: ToolHost, names: list[str], token: str | None, claude: list[str]) -> dict[str, Any]:
+def _facts(
+    host: ToolHost, url: str, names: list[str], token: str | None, claude: list[str]
+) -> dict[str, Any]:
     return {
-        "url": host.url,
+        "url": url,
         "home": str(host.home),
         "pid": os.getpid(),
         "servers": names,

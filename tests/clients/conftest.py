@@ -11,7 +11,15 @@ import pytest
 from examples.everything import Everything
 from tests.clients.claude import Claude
 from tests.clients.messages_stub import MessagesStub
-from tests.clients.node import CLAUDE_CODE, CONFORMANCE, CONFORMANCE_STABLE, NodePackage, is_installed
+from tests.clients.node import (
+    CLAUDE_CODE,
+    CODEX,
+    CONFORMANCE,
+    CONFORMANCE_STABLE,
+    INSPECTOR,
+    NodePackage,
+    is_installed,
+)
 from tests.clients.rig import Rig
 
 from toolhost.tools.shipped import shipped_spec
@@ -55,6 +63,18 @@ def new_claude(tmp_path: Path) -> Callable[[MessagesStub], Claude]:
     """Makes an isolated user of Claude Code who talks to a stub; skips where the program is not installed."""
     _need(CLAUDE_CODE)
     return lambda stub: Claude(home=tmp_path, model_url=stub.url)
+
+
+@pytest.fixture
+def codex() -> None:
+    """Skips where Codex is not installed."""
+    _need(CODEX)
+
+
+@pytest.fixture
+def inspector() -> None:
+    """Skips where the Inspector is not installed."""
+    _need(INSPECTOR)
 
 
 def _need(*packages: NodePackage) -> None:

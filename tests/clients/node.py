@@ -58,7 +58,13 @@ CLAUDE_CODE = NodePackage(
     entry="@anthropic-ai/claude-code-linux-x64/claude",
     native=True,
 )
-PACKAGES: tuple[NodePackage, ...] = (CONFORMANCE, CONFORMANCE_STABLE, CLAUDE_CODE)
+CODEX = NodePackage(name="@openai/codex", version="0.169.0", entry="@openai/codex/bin/codex.js")
+INSPECTOR = NodePackage(
+    name="@modelcontextprotocol/inspector",
+    version="2.12.0",
+    entry="@modelcontextprotocol/inspector/clients/launcher/build/index.js",
+)
+PACKAGES: tuple[NodePackage, ...] = (CONFORMANCE, CONFORMANCE_STABLE, CLAUDE_CODE, CODEX, INSPECTOR)
 
 
 class InstallError(Exception):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import psutil
 from tests.contracts.channel_peer import SMALL
@@ -78,7 +79,7 @@ class RayHarness(Harness):
         from tests.contracts.channel_peer_ray import ProbeActor
 
         self._ray = ray
-        self._actor = ray.remote(num_cpus=0, max_restarts=1)(ProbeActor).remote()
+        self._actor: Any = ray.remote(num_cpus=0, max_restarts=1)(ProbeActor).remote()
 
     @override
     def channel(self) -> LinkChannel:

@@ -163,9 +163,11 @@ class CallerLink(Link):
 
     @override
     def loss_reason(self, exc: Exception | None) -> ToolhostError:
-        return self._farewell or UnavailableError(
-            f"the connection to {self._target} ended; a running call may have run"
-        )
+        if self._farewell is not None:
+            return self._farewell
+        if isinstance(exc, ToolhostError):
+            return exc
+        return UnavailableError(f"the connection to {self._target} ended; a running call may have run")
 
     @override
     def lost(self, error: ToolhostError) -> None:

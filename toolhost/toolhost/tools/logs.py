@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import re2
 
@@ -44,6 +44,10 @@ MOST_MATCHES = 1000
 _TORN_CHARACTER = re.compile(rb"(?:[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})\Z")
 
 Span = tuple[Stream, bytes]
+
+
+class Pattern(Protocol):
+    def search(self, text: str, /) -> object: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +145,9 @@ async def read_piece(log: LogAccess, piece: Piece, *, limit: int) -> tuple[str, 
         raise UsageError(
             f"offset {piece.offset} lies beyond the output of {log.reader.job!r}, which has {log.record.size} bytes"
         )
+    if gap := next((gap for gap in log.record.gaps if gap.start <= piece.offset < gap.end), None):
+        lost = f"bytes {gap.start}-{gap.end} were not kept ({gap.reason})"
+        return trailer(log.reader.job, lost, f"next: offset={gap.end}"), gap.end
     if piece.tail is not None:
         return await _tail(log, piece.tail, limit)
     if piece.lines is not None:
@@ -164,7 +171,7 @@ async def _slice(log: LogAccess, piece: Piece, limit: int) -> tuple[str, int]:
             torn = _TORN_CHARACTER.search(data[: end - piece.offset])
             end = piece.offset + torn.start() if torn and torn.start() else end
         text = transcript(_upto(spans, end - piece.offset), log.masker)
-        if len(text) <= limit and escaped_length(text) <= ESCAPED_LIMIT or wanted <= 64:
+        if wanted <= 64 or (len(text) <= limit and escaped_length(text) <= ESCAPED_LIMIT):
             break
         wanted = max(min(wanted, end - piece.offset) // 2, 64)
     return f"{text}{chr(10) if text else ''}{_position(log, piece.offset, end)}", end
@@ -178,28 +185,24 @@ async def _raw_slice(log: LogAccess, piece: Piece, limit: int) -> tuple[str, int
 
 async def _masked(log: LogAccess, offset: int, wanted: int) -> tuple[bytes, list[Span], int]:
     """Bytes from *offset* on with secrets blotted out, also those that the borders cut; and where they end."""
-    margin = log.masker.margin
-    start, end = max(0, offset - margin), min(log.record.size, offset + wanted)
-    spans = await log.spans(start, min(log.record.size, end + margin))
-    kept = sum(len(data) for _, data in spans)
-    blotted: dict[Stream, bytes] = {
-        stream: log.masker.mask_slice(joined := b"".join(d for s, d in spans if s == stream), 0, len(joined))
-        for stream in {stream for stream, _ in spans}
-    }
-    taken: dict[Stream, int] = dict.fromkeys(blotted, 0)
+    gaps = log.record.gaps
+    low = max([0, offset - log.masker.margin, *(gap.end for gap in gaps if gap.end <= offset)])
+    last = min([log.record.size, *(gap.start for gap in gaps if gap.start > offset)])
+    end = min(last, offset + wanted)
+    spans = await log.spans(low, min(last, end + log.masker.margin))
+    streams = {stream for stream, _ in spans}
+    joined = {stream: b"".join(data for other, data in spans if other == stream) for stream in streams}
+    clean = {stream: log.masker.mask_slice(data, 0, len(data)) for stream, data in joined.items()}
+    taken = dict.fromkeys(streams, 0)
     result: list[Span] = []
-    # A gap inside shifts nothing: offsets before it are exact, and reading goes on behind it with the next call.
-    position = start
+    position = low
     for stream, data in spans:
-        clean = blotted[stream][taken[stream] : taken[stream] + len(data)]
+        part = clean[stream][taken[stream] : taken[stream] + len(data)]
         taken[stream] += len(data)
-        low, high = max(0, offset - position), min(len(data), end - position)
+        result.append((stream, part[max(0, offset - position) : max(0, end - position)]))
         position += len(data)
-        if high > low:
-            result.append((stream, clean[low:high]))
-    data = b"".join(part for _, part in result)
-    del kept
-    return data, result, offset + len(data)
+    whole = b"".join(part for _, part in result)
+    return whole, result, offset + len(whole)
 
 
 def _upto(spans: list[Span], count: int) -> list[Span]:
@@ -261,11 +264,12 @@ async def _line_range(log: LogAccess, wanted: str, limit: int) -> tuple[str, int
         raise UsageError(f"{wanted!r} is no range of lines: write it as '400:480', counted from 1")
     first, last = int(match[1]), int(match[2])
     found: list[str] = []
-    number = end = 0
-    async for number, _, end in numbered(log, 0, skip=first - 1):
+    end = 0
+    async for number, text, reached in numbered(log, 0, skip=first - 1):
         if number > last:
             break
-        found.append(_)
+        end = reached
+        found.append(text)
         if sum(map(len, found)) > limit:
             break
     if not found:
@@ -283,17 +287,26 @@ async def numbered(log: LogAccess, start: int, *, skip: int = 0) -> AsyncIterato
     number = 0
     async for chunk in log.chunks(start, log.record.size):
         for stream, data in chunk.spans:
-            rest = data
-            while number < skip and rest:
-                head, found, rest = rest.partition(b"\n")
-                number += bool(found)
-            for line in filters.setdefault(stream, LineFilter()).feed(rest):
+            passed, number = _pass_lines(data, number, skip)
+            for line in filters.setdefault(stream, LineFilter()).feed(data[passed:]):
                 number += 1
                 yield number, clip(Line(_shown(stream, line, log.masker), line.missing)), chunk.next_offset
     for stream, unfinished in filters.items():
         for line in unfinished.close():
             number += 1
             yield number, clip(Line(_shown(stream, line, log.masker), line.missing)), log.record.size
+
+
+def _pass_lines(data: bytes, number: int, skip: int) -> tuple[int, int]:
+    """How many bytes of *data* belong to the first *skip* lines when *number* were passed before it."""
+    count = data.count(b"\n")
+    if number + count < skip:
+        return len(data), number + count
+    position = 0
+    while number < skip:
+        position = data.index(b"\n", position) + 1
+        number += 1
+    return position, number
 
 
 async def _search(log: LogAccess, piece: Piece, limit: int) -> tuple[str, int]:
@@ -328,7 +341,7 @@ async def _search(log: LogAccess, piece: Piece, limit: int) -> tuple[str, int]:
     return "\n".join([*found, trailer(*facts, counted, stopped)]), 0 if stopped else seen
 
 
-def compiled(pattern: str) -> re2._Regexp[str]:
+def compiled(pattern: str) -> Pattern:
     """A pattern of the linear-time engine. Raises UsageError with its words when it is none."""
     if not 0 < len(pattern) <= LONGEST_PATTERN:
         raise UsageError(f"a pattern has 1 to {LONGEST_PATTERN} characters, this one {len(pattern)}")
@@ -336,12 +349,13 @@ def compiled(pattern: str) -> re2._Regexp[str]:
     options.log_errors = False
     options.max_mem = 8 << 20
     try:
-        return re2.compile(pattern, options)
+        found: Pattern = re2.compile(pattern, options)
     except re2.error as error:
         words = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
         raise UsageError(
             f"{pattern!r} cannot be searched for: {words} (RE2 syntax: no backreferences, no lookaround)"
         ) from None
+    return found
 
 
 def _fitted(log: LogAccess, lines: list[str], limit: int, *, from_end: bool = False) -> str:

@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,23 @@ from tests.support.waiting import eventually
 TOOLHOST = [sys.executable, "-m", "toolhost.cli.app"]
 
 
+PLANTED = "planted-5d1f3a"
+
+
 @dataclass
 class Terminal:
-    """Commands with one home."""
+    """Commands with one home, in an environment that holds a secret."""
 
     home: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "HOME": str(self.home.parent), "TOOLHOST_HOME": str(self.home)}
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home.parent),
+            "TOOLHOST_HOME": str(self.home),
+            "ANTHROPIC_API_KEY": PLANTED,
+        }
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -104,17 +113,27 @@ def test_a_host_serves_a_second_terminal_and_ends_cleanly(number: signal.Signals
     assert eventually(lambda: not processes_of(terminal.home), what="the end of every process")
 
 
-@pytest.mark.ray
-def test_the_announced_token_opens_the_two_servers_and_nothing_else(tmp_path: Path) -> None:
-    """SEC-A1"""
-    terminal = Terminal(tmp_path / "home")
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Terminal, dict[str, Any]]]:
+    """One host for the tests that leave it as it is."""
+    with tempfile.TemporaryDirectory(prefix="th-cli-") as base:
+        terminal = Terminal(Path(base) / "home")
+        with terminal.serving() as (_, facts):
+            yield terminal, facts
 
-    with terminal.serving() as (_, facts):
-        outside = {**terminal.environment, "TOOLHOST_URL": facts["url"], "TOOLHOST_TOKEN": facts["token"]}
-        refused = subprocess.run(
-            [*TOOLHOST, "token", "mint", "more"],
-            env=outside, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+
+@pytest.mark.ray
+def test_the_announced_token_opens_the_two_servers_and_nothing_else(
+    served: tuple[Terminal, dict[str, Any]],
+) -> None:
+    """SEC-A1"""
+    terminal, facts = served
+    outside = {**terminal.environment, "TOOLHOST_URL": facts["url"], "TOOLHOST_TOKEN": facts["token"]}
+
+    refused = subprocess.run(
+        [*TOOLHOST, "token", "mint", "more"],
+        env=outside, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
 
     assert facts["claude"][0] == (
         f"claude mcp add --transport http bash {facts['url']}/bash/mcp "
@@ -125,10 +144,86 @@ def test_the_announced_token_opens_the_two_servers_and_nothing_else(tmp_path: Pa
 
 
 @pytest.mark.ray
-def test_down_stops_a_host_from_another_terminal(tmp_path: Path) -> None:
+def test_commands_see_nothing_of_the_hosts_environment(served: tuple[Terminal, dict[str, Any]]) -> None:
+    """SEC-R3, SEC-A3, CMD-R3: neither in the environment, nor in `/proc`, nor in a log."""
+    terminal, facts = served
+    look = "env; tr '\\0' '\\n' < /proc/self/environ; tr '\\0' '\\n' < /proc/$PPID/environ 2>&1"
+
+    shown = terminal.run("call", "bash", "run_command", "--arg", f"command={look}").stdout
+
+    assert "TERM=dumb" in shown
+    assert [line for line in shown.splitlines() if PLANTED in line or "RAY_" in line or "th_" in line] == []
+    logs = [path for path in (terminal.home / "logs").rglob("*") if path.is_file()]
+    assert [path.name for path in logs if PLANTED in path.read_text(errors="replace")] == []
+    assert [path.name for path in logs if facts["token"] in path.read_text(errors="replace")] == []
+
+
+@pytest.mark.ray
+def test_an_unknown_server_and_an_unknown_function_are_told_apart(
+    served: tuple[Terminal, dict[str, Any]],
+) -> None:
+    """EXEC-A6"""
+    terminal, _ = served
+
+    no_server = terminal.run("call", "nobody", "run_command")
+    no_function = terminal.run("call", "bash", "no_such_function")
+    bad_argument = terminal.run("call", "bash", "run_command", "--arg", "command:=7")
+
+    assert [done.returncode for done in (no_server, no_function, bad_argument)] == [1, 1, 1]
+    assert no_server.stderr.endswith("[not_found]\n")
+    assert "no_such_function" in no_function.stdout + no_function.stderr
+    assert "command" in bad_argument.stdout + bad_argument.stderr
+
+
+@pytest.mark.ray
+def test_a_class_of_the_users_is_spawned_from_its_own_directory(
+    served: tuple[Terminal, dict[str, Any]], tmp_path: Path
+) -> None:
+    """DEF-R1: it travels by value, since the tool host cannot import it."""
+    terminal, _ = served
+    (tmp_path / "mine.py").write_text(
+        "from toolhost import ToolServer, tool\n\n\n"
+        "class Mine(ToolServer):\n"
+        "    def __init__(self, word: str) -> None:\n"
+        "        self.word = word\n\n"
+        "    @tool\n"
+        "    def say(self) -> str:\n"
+        '        """Say the word."""\n'
+        "        return self.word\n",
+        "utf-8",
+    )
+
+    spawned = subprocess.run(
+        [*TOOLHOST, "spawn", "mine:Mine", "--arg", "word=ahoy"],
+        cwd=tmp_path, env=terminal.environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    said = terminal.run("call", "mine", "say")
+    taken = subprocess.run(
+        [*TOOLHOST, "spawn", "mine:Mine", "--arg", "word=again"],
+        cwd=tmp_path, env=terminal.environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    stopped = terminal.run("stop", "mine")
+
+    assert (spawned.returncode, said.stdout) == (0, "ahoy\n"), spawned
+    assert (taken.returncode, taken.stderr.endswith("[conflict]\n")) == (1, True), taken
+    assert stopped.stdout == "mine is stopped\n"
+
+
+@contextmanager
+def occupied(ports: range) -> Iterator[None]:
+    with ExitStack() as stack:
+        for port in ports:
+            with suppress(OSError):  # somebody else has it already, which is as good
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        yield
+
+
+@pytest.mark.ray
+def test_down_stops_a_host_that_no_occupied_port_kept_from_starting(tmp_path: Path) -> None:
+    """HOST-R1, HOST-A5"""
     terminal = Terminal(tmp_path / "home")
 
-    with terminal.serving("--no-default-servers") as (host, facts):
+    with occupied(range(8000, 8100)), terminal.serving("--no-default-servers") as (host, facts):
         done = terminal.run("down")
         code = host.wait(timeout=20)
 

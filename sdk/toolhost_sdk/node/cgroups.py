@@ -5,7 +5,7 @@ life of the warden made them. Rules of this file: import-light; a controller is 
 it, never pretended.
 """
 # pathlib is not loaded in the zygote, hence:
-# ruff: noqa: PTH
+# ruff: noqa: PTH102, PTH103, PTH106
 
 from __future__ import annotations
 

@@ -9,8 +9,6 @@ Messages in: `start` (a plan, descriptors 0-2 or 0-3, then the plan's file when 
 
 Rules of this file: import-light; one thread; never exits while a process of the tree exists.
 """
-# pathlib is not loaded in the zygote, hence:
-# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -64,9 +62,10 @@ class Init:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._leader: int | None = None
+        self._leader = 0
+        self._plans: socket.socket
         self._error: int | None = None  # read end; until exec or failure
-        self._started = False  # the outcome of the start was sent
+        self._asked = False
         self._exited = False
         self._killing_since: float | None = None
         self._stuck: list[int] = []
@@ -78,14 +77,15 @@ class Init:
         procfs.set_name("th-init")
         become_subreaper()
         wake = wakeup_on_children()
+        self._prepare()
         self._send({"t": "hello", "pid": os.getpid()})
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake, select.POLLIN)
         while True:
-            if self._error is not None:
-                poll.register(self._error, select.POLLIN)
-            waited_on = self._error
+            waited_on = self._error if self._asked else None
+            if waited_on is not None:
+                poll.register(waited_on, select.POLLIN)
             for fd, _ in poll.poll(self._patience()):
                 if fd == wake:
                     with contextlib.suppress(BlockingIOError):
@@ -123,30 +123,31 @@ class Init:
                 procfs.signal_below(os.getpid(), signal.SIGCONT)
             case "kill":
                 self._kill()
-            case "signal" if self._leader is not None and not self._exited:
+            case "signal" if self._asked and not self._exited:
                 with contextlib.suppress(OSError):
                     os.killpg(self._leader, message["number"])
 
-    def _start(self, plan: dict[str, Any], fds: list[int]) -> None:
-        if plan["in_file"]:
-            plan = _read_plan(fds.pop())
-        self._groups = plan["cgroups"]
+    def _prepare(self) -> None:
+        """Fork what will become the leader, so that a start costs no fork: it waits for its plan."""
         read, write = os.pipe2(os.O_CLOEXEC)
-        try:
-            pid = os.fork()
-        except OSError as error:
-            os.close(read)
-            os.close(write)
-            self._started = self._exited = True
-            self._send({"t": "failed", "error": "other", "message": f"could not fork: {error.strerror}"})
-            self._send({"t": "exit", "status": None, "empty": True, "cpu": 0.0, "rss": 0, "oom": 0})
-            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
         if pid == 0:
-            launch.run(plan, fds, write)
+            ours.close()
+            os.close(read)
+            _wait_for_plan(theirs, write)
         os.close(write)
-        self._leader = pid
-        self._error = read
+        theirs.close()
         os.set_blocking(read, False)
+        self._leader, self._error, self._plans = pid, read, ours
+
+    def _start(self, message: dict[str, Any], fds: list[int]) -> None:
+        self._groups = message["cgroups"]
+        self._asked = True
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        with contextlib.suppress(OSError):  # it was killed meanwhile: its wait status says so
+            self._plans.sendmsg([json.dumps(message).encode()], rights)
+        self._plans.close()
         for fd in fds:
             os.close(fd)
 
@@ -160,11 +161,9 @@ class Init:
             return
         os.close(self._error)
         self._error = None
-        self._started = True
         if data:
             self._send({"t": "failed", **json.loads(data)})
         else:
-            assert self._leader is not None
             self._send({"t": "started", "pid": self._leader, "start": procfs.start_time(self._leader)})
 
     def _tend(self) -> None:
@@ -173,25 +172,18 @@ class Init:
             for group in self._groups:
                 cgroups.kill(group)
             procfs.signal_below(os.getpid(), signal.SIGKILL)
-        ended: tuple[int, resource.struct_rusage] | None = None
-        childless = False
-        try:
-            while True:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                if pid == self._leader and not self._exited:
-                    ended = status, usage
-        except ChildProcessError:
-            childless = True
+        ended, childless = self._reap()
         empty = childless and all(cgroups.empty(group) for group in self._groups)
-        if ended is not None:
+        if ended is not None and not self._asked:
+            self._orphaned = True  # a spare that lost its leader is of no use
+            self._exited = True
+        elif ended is not None:
             self._settle_start()
             self._exited = True
             self._report("exit", empty, ended[0], ended[1])
-        elif empty and self._exited and not self._emptied:
+        elif empty and self._exited and not self._emptied and self._asked:
             self._report("empty", empty, None, resource.getrusage(resource.RUSAGE_CHILDREN))
-        if empty and (self._exited or self._leader is None):
+        if empty and self._exited:
             self._emptied = True
             if self._orphaned:
                 self._leave()
@@ -200,6 +192,19 @@ class Init:
             if stuck != self._stuck:
                 self._stuck = stuck
                 self._send({"t": "stuck", "pids": stuck})
+
+    def _reap(self) -> tuple[tuple[int, resource.struct_rusage] | None, bool]:
+        """The leader's wait status when it ended now, and whether no child is left."""
+        ended: tuple[int, resource.struct_rusage] | None = None
+        try:
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if pid == 0:
+                    return ended, False
+                if pid == self._leader and not self._exited:
+                    ended = status, usage
+        except ChildProcessError:
+            return ended, True
 
     def _report(self, kind: str, empty: bool, status: int | None, usage: resource.struct_rusage) -> None:
         message = {
@@ -225,8 +230,12 @@ class Init:
             self._sock.send(json.dumps(message).encode())
 
 
-def _read_plan(fd: int) -> dict[str, Any]:
-    size = os.fstat(fd).st_size
-    plan: dict[str, Any] = json.loads(os.pread(fd, size, 0))
-    os.close(fd)
-    return plan
+def _wait_for_plan(plans: socket.socket, error_fd: int) -> NoReturn:
+    """The leader before it is one."""
+    plan, fds = receive(plans)
+    if plan is None:
+        os._exit(0)
+    if plan["in_file"]:
+        file = fds.pop()
+        plan = json.loads(os.pread(file, os.fstat(file).st_size, 0))
+    launch.run(plan, fds, error_fd)

@@ -102,7 +102,8 @@ class Job(ABC):
     def move(self, state: JobState) -> None:
         """Raises InternalError for an illegal move, which changes nothing."""
         self.state = endings.move(self.state, state)
-        self._save(self.record())
+        if state != "running":  # a restart treats `starting` and `running` alike
+            self._save(self.record())
         self.changed.fire()
 
     def write(self, stream: Stream, data: bytes) -> None:

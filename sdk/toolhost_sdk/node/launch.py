@@ -6,7 +6,7 @@ pipe that exec closes, and the process exits 126 or 127, as a shell would.
 Rules of this file: import-light; runs in a single-threaded child only; nothing here returns to the caller.
 """
 # pathlib is not loaded in the zygote, hence:
-# ruff: noqa: PTH
+# ruff: noqa: PTH112, PTH118, PTH123
 
 from __future__ import annotations
 

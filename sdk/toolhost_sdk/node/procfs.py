@@ -4,7 +4,7 @@ Rules of this file: import-light (the zygote and every init load it); a pid alon
 with the start time it had when it was attributed to us, through a pidfd.
 """
 # pathlib is not loaded in the zygote, hence:
-# ruff: noqa: PTH
+# ruff: noqa: PTH115, PTH208
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Rules of this file: import-light; runs between fork and exec; raises OSError whe
 mistakes, and what an ordinary user could try; against a hostile root a sandbox is needed (raw devices stay reachable).
 """
 # pathlib is not loaded in the zygote, hence:
-# ruff: noqa: PTH
+# ruff: noqa: PTH103, PTH112
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ CREATE TABLE IF NOT EXISTS leases (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, ttl REAL NOT NULL, expires REAL NOT NULL, latest REAL,
     boot TEXT NOT NULL, holds INTEGER NOT NULL, max_life REAL);
 """
-_RESERVED = 16 << 10
-_FIELDS = frozenset(part.name for part in fields(JobRecord))
+_NAMES = tuple(part.name for part in fields(JobRecord))
+_FIELDS = frozenset(_NAMES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,9 @@ class LeaseRow:
 
 def to_doc(record: JobRecord) -> dict[str, Any]:
     """Plain data of a record."""
-    return asdict(record)
+    doc = {name: getattr(record, name) for name in _NAMES}
+    doc["gaps"] = [asdict(gap) for gap in record.gaps]
+    return doc
 
 
 def from_doc(doc: dict[str, Any]) -> JobRecord:
@@ -91,8 +93,8 @@ class Records:
                 self._db.execute("ROLLBACK")
             raise
 
-    def next_handle(self, session: str) -> str:
-        """A new `job-N` of *session*.
+    def insert(self, record: JobRecord, *, key: str | None, lease: str | None, boot: str) -> JobRecord:
+        """Keep a new record and return it with its handle, the next of its session.
 
         Raises:
             NoSpaceError: the database cannot be written.
@@ -100,26 +102,15 @@ class Records:
         with self._change() as db:
             (last,) = db.execute(
                 "INSERT INTO sessions VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET last = last + 1 RETURNING last",
-                (session,),
+                (record.session,),
             ).fetchone()
-        return f"job-{last}"
-
-    def insert(self, record: JobRecord, *, key: str | None, lease: str | None, boot: str) -> None:
-        """Raises NoSpaceError when the database cannot be written."""
-        with self._change() as db:
+            record = replace(record, handle=f"job-{last}")
+            doc = json.dumps(to_doc(record))
             db.execute(
                 "INSERT INTO jobs (id, session, handle, key, state, lease, boot, doc) VALUES (?,?,?,?,?,?,?,?)",
-                (
-                    record.id,
-                    record.session,
-                    record.handle,
-                    key,
-                    record.state,
-                    lease,
-                    boot,
-                    json.dumps(to_doc(record)),
-                ),
+                (record.id, record.session, record.handle, key, record.state, lease, boot, doc),
             )
+        return record
 
     def update(self, record: JobRecord) -> None:
         """Raises NoSpaceError when the database cannot be written."""
@@ -198,15 +189,6 @@ class Records:
             )
             for row in self._db.execute(f"SELECT {columns} FROM leases")
         ]  # fmt: skip
-
-
-def reserve_state(directory: Path) -> None:
-    """Take room for the final `state`, so that a disk full of output cannot keep an ending from being recorded."""
-    fd = os.open(directory / "state.next", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(fd, 0, _RESERVED)
-    finally:
-        os.close(fd)
 
 
 def write_state(directory: Path, record: JobRecord) -> None:

@@ -13,8 +13,6 @@ import logging
 import os
 import pwd
 import resource
-import secrets
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +27,7 @@ from toolhost_sdk.node.command import Command
 from toolhost_sdk.node.containment import Containment
 from toolhost_sdk.node.job import Hosted, Job
 from toolhost_sdk.node.leases import Leases
+from toolhost_sdk.node.places import Places
 from toolhost_sdk.node.port import (
     TERMINAL,
     Cause,
@@ -40,7 +39,7 @@ from toolhost_sdk.node.port import (
     OutputChunk,
     Stream,
 )
-from toolhost_sdk.node.records import Records, reserve_state
+from toolhost_sdk.node.records import Records
 from toolhost_sdk.node.spawner import Init, Spawner
 
 log = logging.getLogger(__name__)
@@ -73,6 +72,8 @@ class Supervisor(Executor):
         self.used = 0  # bytes in logs of ended jobs, by the last sweep
         self.unsaved: dict[str, JobRecord] = {}
         self._spawner = spawner
+        self._places = Places(home / "jobs")
+        self._places.refill()
         self._cwd = cwd
         self._user = pwd.getpwuid(os.getuid()).pw_name if _has_account() else str(os.getuid())
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -135,9 +136,9 @@ class Supervisor(Executor):
                 f"logs hold {self.used} bytes, more than the quota of {self.quota}; see `retention`"
             )
         record = JobRecord(
-            id=secrets.token_hex(8),
+            id=self._places.take(),
             session=spec.session,
-            handle=self.stored.next_handle(spec.session),
+            handle="",
             label=spec.label,
             kind="command",
             state="starting",
@@ -151,10 +152,10 @@ class Supervisor(Executor):
         init: Init | None = None
         try:
             init = await self._spawner.take()
-            self._make_files(record, spec)
+            self._describe(record, spec)
             groups, refused = self.containment.prepare(record.id, spec)
             job = self._make(record, spec, init, given)
-            self.stored.insert(record, key=key, lease=spec.lease, boot=clock.BOOT_ID)
+            job.base = self.stored.insert(record, key=key, lease=spec.lease, boot=clock.BOOT_ID)
         except BaseException:
             if init is not None:
                 init.close()
@@ -162,6 +163,7 @@ class Supervisor(Executor):
             raise
         self.live[record.id] = job
         job.launch(self._plan(record, spec, groups, refused), self._null)
+        asyncio.get_running_loop().call_soon(self._places.refill)
         self._watch_clocks(job)
         if self._closing or (spec.lease is not None and not self.leases.runs(spec.lease)):
             job.spawn(job.terminate(grace=0, cause="lease_ended"))
@@ -197,26 +199,21 @@ class Supervisor(Executor):
             "refuse": refuse,
         }
 
-    def _make_files(self, record: JobRecord, spec: CommandSpec) -> None:
-        directory = self.directory(record.id)
+    def _describe(self, record: JobRecord, spec: CommandSpec) -> None:
+        described = {
+            "argv": [os.fsdecode(arg) for arg in spec.argv], "env_names": sorted(spec.env), "cwd": record.cwd,
+            "user": record.user, "label": spec.label, "session": spec.session, "timeout": spec.timeout,
+            "read_only": spec.read_only, "leftovers": spec.leftovers, "log_limit": spec.log_limit,
+        }  # fmt: skip
         try:
-            directory.mkdir(mode=0o700)
-            reserve_state(directory)
-            described = {
-                "argv": [os.fsdecode(arg) for arg in spec.argv], "env_names": sorted(spec.env), "cwd": record.cwd,
-                "user": record.user, "label": spec.label, "session": spec.session, "timeout": spec.timeout,
-                "read_only": spec.read_only, "leftovers": spec.leftovers, "log_limit": spec.log_limit,
-            }  # fmt: skip
-            fd = os.open(directory / "spec", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(described, file)
+            (self.directory(record.id) / "spec").write_text(json.dumps(described), encoding="utf-8")
         except OSError as error:
             raise NoSpaceError(f"no room for the files of a job: {error}") from error
 
     def _undo(self, job: str) -> None:
         self.live.pop(job, None)
         self.containment.forget(job)
-        shutil.rmtree(self.directory(job), ignore_errors=True)
+        self._places.drop(job)
 
     def _watch_clocks(self, job: Job) -> None:
         due = job.check_clocks()
@@ -415,18 +412,18 @@ class Supervisor(Executor):
     async def open_hosted(self, session: str, *, label: str = "", timeout: float | None = None) -> JobRecord:
         bound = clock.seconds(timeout, "timeout")
         record = JobRecord(
-            id=secrets.token_hex(8), session=session, handle=self.stored.next_handle(session), label=label,
-            kind="hosted", state="starting", started_at=time.time(), timeout=bound,
+            id=self._places.take(), session=session, handle="", label=label, kind="hosted", state="starting",
+            started_at=time.time(), timeout=bound,
         )  # fmt: skip
-        directory = self.directory(record.id)
         try:
-            directory.mkdir(mode=0o700)
-            reserve_state(directory)
-            job = Hosted(record, directory, timeout=bound, save=self.save)
+            job = Hosted(record, self.directory(record.id), timeout=bound, save=self.save)
+            job.base = self.stored.insert(record, key=None, lease=None, boot=clock.BOOT_ID)
         except OSError as error:
-            shutil.rmtree(directory, ignore_errors=True)
+            self._undo(record.id)
             raise NoSpaceError(f"no room for the files of a job: {error}") from error
-        self.stored.insert(record, key=None, lease=None, boot=clock.BOOT_ID)
+        except NoSpaceError:
+            self._undo(record.id)
+            raise
         self.live[record.id] = job
         job.move("running")
         self._watch_clocks(job)
@@ -508,7 +505,8 @@ class Supervisor(Executor):
 
     @override
     async def aclose(self) -> None:
-        """Jobs of this process end with the warden; this only lets the descriptors go."""
+        """Jobs of this process end with the warden; this only lets go of what is kept in stock."""
+        self._places.close()
         if self._null >= 0:
             os.close(self._null)
             self._null = -1

@@ -6,8 +6,6 @@ ends everything of this generation, removes the cgroups and exits.
 
 Rules of this file: import-light; one thread; no import of anything but the standard library and its own room.
 """
-# pathlib is not loaded in the zygote, hence:
-# ruff: noqa: PTH
 
 from __future__ import annotations
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from tests.clients.environments import ENVIRONMENTS
 from tests.clients.node import DEFAULT_CACHE, PACKAGES, InstallError, install
 
 
@@ -16,14 +19,24 @@ def main(arguments: list[str] | None = None) -> int:
         "--cache", type=Path, default=DEFAULT_CACHE, help="where to install (default: %(default)s)"
     )
     cache = parser.parse_args(arguments).cache
+    failed = False
     for package in PACKAGES:
-        try:
-            fresh = install(package, cache=cache)
-        except InstallError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        print(f"{package.requirement}: {'installed' if fresh else 'present'}")
-    return 0
+        failed |= not _report(package.requirement, partial(install, package, cache=cache))
+    for environment in ENVIRONMENTS:
+        requirements = " ".join(environment.requirements)
+        failed |= not _report(requirements, partial(environment.install, cache=cache))
+    return int(failed)
+
+
+def _report(what: str, do: Callable[[], bool]) -> bool:
+    """Say how it went; one client that cannot be had keeps no other from being installed."""
+    try:
+        fresh = do()
+    except InstallError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    print(f"{what}: {'installed' if fresh else 'present'}")
+    return True
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def _npm() -> list[str]:
 
 
 @contextmanager
-def _locked(cache: Path) -> Iterator[None]:
+def locked(cache: Path) -> Iterator[None]:
+    """Be the only one who installs into *cache*."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -113,7 +114,7 @@ def install(package: NodePackage, *, cache: Path = DEFAULT_CACHE) -> bool:
     Raises:
         InstallError: npm failed, took longer than `INSTALL_TIMEOUT`, or left no entry file.
     """
-    with _locked(cache):
+    with locked(cache):
         if is_installed(package, cache=cache):
             return False
         folder = cache / package.folder

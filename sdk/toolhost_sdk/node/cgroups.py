@@ -9,11 +9,18 @@ it, never pretended.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import signal
+import struct
 
 from toolhost_sdk.node import procfs
 
 PREFIX = "toolhost-"
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CLONE_INTO_CGROUP = 0x200000000
+_SYS_CLONE3 = 435  # one number on every architecture
 
 
 def _mounts() -> list[tuple[str, str, str]]:
@@ -101,6 +108,38 @@ def make(path: str, limits: dict[str, int]) -> bool:
     except OSError:
         return False
     return all(write(f"{path}/{name}", str(value)) for name, value in limits.items())
+
+
+def fork_into(path: str | None) -> int:
+    """Fork a child that begins its life in the cgroup.
+
+    Writing a pid to `cgroup.procs` instead waits for the kernel's readers of it, some 6 ms, and holds up every fork of
+    the machine meanwhile. The child skips what Python does after a fork; it has one thread and soon becomes a program.
+
+    Raises:
+        OSError: no process could be made.
+    """
+    if path is None:
+        return os.fork()
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        arguments = struct.pack("11Q", _CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, directory)
+        pid = int(_LIBC.syscall(_SYS_CLONE3, arguments, ctypes.c_size_t(len(arguments))))
+        number = ctypes.get_errno()
+    finally:
+        os.close(directory)
+    if pid >= 0:
+        return pid
+    if number in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):  # a filter or an old kernel: the slow way
+        return _fork_then_enter(path)
+    raise OSError(number, os.strerror(number))
+
+
+def _fork_then_enter(path: str) -> int:
+    pid = os.fork()
+    if pid == 0 and not write(f"{path}/cgroup.procs", "0"):
+        os._exit(126)
+    return pid
 
 
 def kill(path: str) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from toolhost_sdk.node import cgroups, procfs, readonly
-from toolhost_sdk.node.command import READ_NUMBER
 from toolhost_sdk.node.port import CommandSpec
 
 _SETTLE = 0.02
@@ -82,8 +81,15 @@ class Containment:
     def label(self, job: str) -> str:
         return f"{self.namespace}/{job}"
 
+    def make_group(self, job: str) -> str | None:
+        """A cgroup for a job to come, or None where there are none."""
+        if self.group is None:
+            return None
+        path = f"{self.group}/{job}"
+        return path if cgroups.make(path, {}) else None
+
     def prepare(self, job: str, spec: CommandSpec) -> tuple[list[str], str | None]:
-        """Make the job's cgroups. Returns their paths, and why the node cannot hold what *spec* asks, if so."""
+        """Set the job's limits. Returns cgroups the leader has to enter, and why the node cannot hold *spec*, if so."""
         limits: dict[str, int] = {}
         groups: list[str] = []
         if spec.memory_limit is not None:
@@ -103,11 +109,8 @@ class Containment:
                 groups.append(path)
             else:
                 return [], "pids_limit needs the pids controller of cgroups, which this node does not give us"
-        if self.group is not None:
-            path = f"{self.group}/{job}"
-            if not cgroups.make(path, limits):
-                return groups, f"the cgroup {path!r} could not be made with {sorted(limits)}"
-            groups.append(path)
+        if limits and not cgroups.make(f"{self.group}/{job}", limits):
+            return groups, f"the cgroup of the job does not take {limits}"
         return groups, None
 
     async def end(self, job: str) -> bool:
@@ -198,6 +201,6 @@ class Containment:
             },
             "read_only": self.read_only,
             "users": os.geteuid() == 0,
-            "stdin_wait_detection": procfs.read_bytes("/proc/self/syscall") != b"" and READ_NUMBER >= 0,
+            "stdin_wait_detection": procfs.read_bytes("/proc/self/syscall") != b"",
             "kernel": os.uname().release,
         }

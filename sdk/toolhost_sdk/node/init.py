@@ -60,8 +60,9 @@ def wakeup_on_children() -> int:
 class Init:
     """The loop of one init process."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, group: str | None) -> None:
         self._sock = sock
+        self._group = group
         self._leader = 0
         self._plans: socket.socket
         self._error: int | None = None  # read end; until exec or failure
@@ -70,7 +71,7 @@ class Init:
         self._killing_since: float | None = None
         self._stuck: list[int] = []
         self._orphaned = False
-        self._groups: list[str] = []
+        self._groups: list[str] = [] if group is None else [group]
         self._emptied = False
 
     def run(self) -> NoReturn:
@@ -131,7 +132,7 @@ class Init:
         """Fork what will become the leader, so that a start costs no fork: it waits for its plan."""
         read, write = os.pipe2(os.O_CLOEXEC)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
+        pid = cgroups.fork_into(self._group)
         if pid == 0:
             ours.close()
             os.close(read)
@@ -142,7 +143,7 @@ class Init:
         self._leader, self._error, self._plans = pid, read, ours
 
     def _start(self, message: dict[str, Any], fds: list[int]) -> None:
-        self._groups = message["cgroups"]
+        self._groups += message["cgroups"]
         self._asked = True
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         with contextlib.suppress(OSError):  # it was killed meanwhile: its wait status says so

@@ -1,4 +1,4 @@
-"""Job directories, made ahead of need: on a busy disk a new file costs more than a process.
+"""Job directories, made ahead of need by the spawner: on a busy disk a new file costs more than a process.
 
 Rules of this file: directories 0700, files 0600; a place has all a job needs to be recorded before the job starts, room
 for its last `state` included, so that a disk full of output cannot keep an ending from being written.
@@ -6,7 +6,6 @@ for its last `state` included, so that a disk full of output cannot keep an endi
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -19,38 +18,20 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 
 
 class Places:
-    """Below *jobs*, `stock` directories ahead."""
+    """The directories of jobs below *jobs*."""
 
-    def __init__(self, jobs: Path, *, stock: int = 2) -> None:
+    def __init__(self, jobs: Path) -> None:
         self._jobs = jobs
-        self._stock: list[str] = []
-        self._wanted = stock
-
-    def take(self) -> str:
-        """The id of a job whose directory stands.
-
-        Raises:
-            NoSpaceError: the disk has no room for it.
-        """
-        return self._stock.pop(0) if self._stock else self._make()
-
-    def refill(self) -> None:
-        with contextlib.suppress(NoSpaceError):  # the start that needs it says so
-            while len(self._stock) < self._wanted:
-                self._stock.append(self._make())
 
     def drop(self, job: str) -> None:
         shutil.rmtree(self._jobs / job, ignore_errors=True)
 
-    def close(self) -> None:
-        for job in self._stock:
-            self.drop(job)
-        self._stock.clear()
+    def make(self) -> str:
+        """The id of a new job, whose directory stands.
 
-    def unused(self) -> frozenset[str]:
-        return frozenset(self._stock)
-
-    def _make(self) -> str:
+        Raises:
+            NoSpaceError: the disk has no room for it.
+        """
         job = secrets.token_hex(8)
         directory = self._jobs / job
         try:

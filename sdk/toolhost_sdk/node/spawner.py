@@ -18,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolhost_sdk.errors import CapacityError
+from toolhost_sdk.errors import CapacityError, NoSpaceError
 from toolhost_sdk.node import procfs
+from toolhost_sdk.node.containment import Containment
+from toolhost_sdk.node.places import Places
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +40,10 @@ _BOOT = (
 
 
 class Init:
-    """One init process as the warden sees it."""
+    """One init process as the warden sees it, with the job it is for."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, job: str) -> None:
+        self.job = job
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self.pid: int | None = None
@@ -98,15 +101,19 @@ class Init:
 
 
 class Spawner:
-    """Inits, made ahead of need.
+    """Inits, made ahead of need, each with the directory and the cgroup of the job it will run.
 
     Args:
-        group: the cgroup of this generation, or None.
-        stock: inits kept waiting; one hides the cost of a fork from every start that is not in a burst.
+        live: ids that sweeps leave alone; what is in stock is entered with None.
+        stock: inits kept waiting: a start then costs neither a fork nor a new file.
     """
 
-    def __init__(self, group: str | None, *, stock: int = 2) -> None:
-        self._group = group
+    def __init__(
+        self, containment: Containment, places: Places, live: MutableMapping[str, Any], *, stock: int = 2
+    ) -> None:
+        self._containment = containment
+        self._places = places
+        self._live = live
         self._stock: list[Init] = []
         self._wanted = stock
         self._control: socket.socket | None = None
@@ -132,7 +139,7 @@ class Spawner:
                     _BOOT,
                     str(_PACKAGE),
                     str(theirs.fileno()),
-                    self._group or "",
+                    self._containment.group or "",
                 ],
                 env={},
                 pass_fds=[theirs.fileno()],
@@ -157,46 +164,62 @@ class Spawner:
             self._control = None
 
     def _refill(self) -> None:
-        self._stock = [init for init in self._stock if not init.ended]
-        while len(self._stock) < self._wanted and self._control is not None:
-            self._stock.append(self._fork())
+        for init in [init for init in self._stock if init.ended]:
+            self._stock.remove(init)
+            self.discard(init)
+        with contextlib.suppress(NoSpaceError):  # the start that needs the room says so
+            while len(self._stock) < self._wanted and self._control is not None:
+                self._stock.append(self._fork())
 
     def _fork(self) -> Init:
+        """Raises NoSpaceError when there is no room for another job's files."""
         assert self._control is not None
+        job = self._places.make()
+        self._live[job] = None
+        request = json.dumps({"group": self._containment.make_group(job)}).encode()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs, contextlib.suppress(OSError):  # a dead zygote: the end of our socket says so
             self._control.sendmsg(
-                [b"{}"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
+                [request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
             )
-        init = Init(ours)
+        init = Init(ours, job)
         self._inits.add(init)
         return init
+
+    def discard(self, init: Init) -> None:
+        """Let go of an init that runs nothing, with what was made for it."""
+        init.close()
+        self._live.pop(init.job, None)
+        self._places.drop(init.job)
+        self._containment.forget(init.job)
 
     async def take(self) -> Init:
         """An init that waits for a plan.
 
         Raises:
             CapacityError: the node cannot fork another process now.
+            NoSpaceError: no room for the job's files.
         """
         for _ in range(3):
-            self._refill()
+            if not self._stock and self._control is not None:
+                self._stock.append(self._fork())
             if not self._stock:
                 await asyncio.sleep(0.05)
                 continue
             init = self._stock.pop(0)
             asyncio.get_running_loop().call_soon(self._refill)
+            alive = False
             try:
                 async with asyncio.timeout(_HELLO_WITHIN):
-                    alive = await init.hello
+                    alive = await init.hello and not init.ended
             except TimeoutError:
-                alive = False
-            except asyncio.CancelledError:
-                init.close()
-                raise
-            if alive and not init.ended:
+                log.error("an init said nothing for %s s", _HELLO_WITHIN)
+            finally:
+                if not alive:
+                    self.discard(init)
+            if alive:
                 return init
-            init.close()
         raise CapacityError("the node cannot fork another process now")
 
     def tend(self) -> None:
@@ -215,6 +238,6 @@ class Spawner:
         """Let everything go; the zygote ends what is left and exits."""
         self._closing = True
         for init in self._stock:
-            init.close()
+            self.discard(init)
         self._stock.clear()
         self._drop_control()

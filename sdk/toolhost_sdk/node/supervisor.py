@@ -59,7 +59,7 @@ class Supervisor(Executor):
     """
 
     def __init__(
-        self, home: Path, records: Records, containment: Containment, spawner: Spawner, *, cwd: str,
+        self, home: Path, records: Records, containment: Containment, *, cwd: str,
         retention: float = 86400.0, quota: int = 16 << 30,
     ) -> None:  # fmt: skip
         self.home = home
@@ -71,14 +71,21 @@ class Supervisor(Executor):
         self.quota = quota
         self.used = 0  # bytes in logs of ended jobs, by the last sweep
         self.unsaved: dict[str, JobRecord] = {}
-        self._spawner = spawner
         self._places = Places(home / "jobs")
-        self._places.refill()
+        self._spawner = Spawner(containment, self._places, self.live)
         self._cwd = cwd
         self._user = pwd.getpwuid(os.getuid()).pw_name if _has_account() else str(os.getuid())
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._keys: dict[str, asyncio.Future[str]] = {}
         self._closing = False
+
+    def open(self) -> None:
+        """Start the zygote."""
+        self._spawner.open()
+
+    def tend(self) -> None:
+        """Reap what reached this process."""
+        self._spawner.tend()
 
     def directory(self, job: str) -> Path:
         return self.home / "jobs" / job
@@ -135,8 +142,24 @@ class Supervisor(Executor):
             raise NoSpaceError(
                 f"logs hold {self.used} bytes, more than the quota of {self.quota}; see `retention`"
             )
+        init = await self._spawner.take()
+        try:
+            job, plan = self._make(spec, key, init, given)
+        except BaseException:
+            self._spawner.discard(init)
+            raise
+        self.live[job.base.id] = job
+        job.launch(plan, self._null)
+        self._watch_clocks(job)
+        if self._closing or (spec.lease is not None and not self.leases.runs(spec.lease)):
+            job.spawn(job.terminate(grace=0, cause="lease_ended"))
+        return job
+
+    def _make(
+        self, spec: CommandSpec, key: str | None, init: Init, given: int | None
+    ) -> tuple[Command, dict[str, Any]]:
         record = JobRecord(
-            id=self._places.take(),
+            id=init.job,
             session=spec.session,
             handle="",
             label=spec.label,
@@ -148,35 +171,21 @@ class Supervisor(Executor):
             timeout=spec.timeout,
             containment=self.containment.ranks,
         )
-        self.live[record.id] = None
-        init: Init | None = None
+        self._describe(record, spec)
+        groups, refused = self.containment.prepare(record.id, spec)
         try:
-            init = await self._spawner.take()
-            self._describe(record, spec)
-            groups, refused = self.containment.prepare(record.id, spec)
-            job = self._make(record, spec, init, given)
-            job.base = self.stored.insert(record, key=key, lease=spec.lease, boot=clock.BOOT_ID)
-        except BaseException:
-            if init is not None:
-                init.close()
-            self._undo(record.id)
-            raise
-        self.live[record.id] = job
-        job.launch(self._plan(record, spec, groups, refused), self._null)
-        asyncio.get_running_loop().call_soon(self._places.refill)
-        self._watch_clocks(job)
-        if self._closing or (spec.lease is not None and not self.leases.runs(spec.lease)):
-            job.spawn(job.terminate(grace=0, cause="lease_ended"))
-        return job
-
-    def _make(self, record: JobRecord, spec: CommandSpec, init: Init, given: int | None) -> Command:
-        try:
-            return Command(
+            job = Command(
                 record, self.directory(record.id), spec=spec, init=init, end_tree=self.containment.end,
                 save=self.save, given=given,
             )  # fmt: skip
         except OSError as error:
             raise NoSpaceError(f"no room for the files of a job: {error}") from error
+        try:
+            job.base = self.stored.insert(record, key=key, lease=spec.lease, boot=clock.BOOT_ID)
+        except BaseException:
+            job.log.close()
+            raise
+        return job, self._plan(record, spec, groups, refused)
 
     def _plan(
         self, record: JobRecord, spec: CommandSpec, groups: list[str], refused: str | None
@@ -209,11 +218,6 @@ class Supervisor(Executor):
             (self.directory(record.id) / "spec").write_text(json.dumps(described), encoding="utf-8")
         except OSError as error:
             raise NoSpaceError(f"no room for the files of a job: {error}") from error
-
-    def _undo(self, job: str) -> None:
-        self.live.pop(job, None)
-        self.containment.forget(job)
-        self._places.drop(job)
 
     def _watch_clocks(self, job: Job) -> None:
         due = job.check_clocks()
@@ -412,17 +416,17 @@ class Supervisor(Executor):
     async def open_hosted(self, session: str, *, label: str = "", timeout: float | None = None) -> JobRecord:
         bound = clock.seconds(timeout, "timeout")
         record = JobRecord(
-            id=self._places.take(), session=session, handle="", label=label, kind="hosted", state="starting",
+            id=self._places.make(), session=session, handle="", label=label, kind="hosted", state="starting",
             started_at=time.time(), timeout=bound,
         )  # fmt: skip
         try:
             job = Hosted(record, self.directory(record.id), timeout=bound, save=self.save)
             job.base = self.stored.insert(record, key=None, lease=None, boot=clock.BOOT_ID)
         except OSError as error:
-            self._undo(record.id)
+            self._places.drop(record.id)
             raise NoSpaceError(f"no room for the files of a job: {error}") from error
         except NoSpaceError:
-            self._undo(record.id)
+            self._places.drop(record.id)
             raise
         self.live[record.id] = job
         job.move("running")
@@ -497,7 +501,7 @@ class Supervisor(Executor):
             "generation": self.containment.generation,
             "pid": os.getpid(),
             "zygote_pid": self._spawner.zygote_pid,
-            "live_jobs": len(self.live),
+            "live_jobs": sum(job is not None for job in self.live.values()),
             "retention": self.retention,
             "log_quota": self.quota,
             "default_cwd": self._cwd,
@@ -506,7 +510,7 @@ class Supervisor(Executor):
     @override
     async def aclose(self) -> None:
         """Jobs of this process end with the warden; this only lets go of what is kept in stock."""
-        self._places.close()
+        await self._spawner.aclose()
         if self._null >= 0:
             os.close(self._null)
             self._null = -1

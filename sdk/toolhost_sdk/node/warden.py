@@ -30,7 +30,6 @@ from toolhost_sdk.node import init, procfs
 from toolhost_sdk.node.containment import Containment, namespace_of
 from toolhost_sdk.node.records import Records
 from toolhost_sdk.node.service import Service
-from toolhost_sdk.node.spawner import Spawner
 from toolhost_sdk.node.supervisor import Supervisor
 from toolhost_sdk.node.sweep import recover, sweep
 
@@ -179,16 +178,15 @@ async def serve(options: Options, containment: Containment, ready: int | None) -
     stored = Records(options.home)
     for thing in recover(options.home, stored, containment):
         log.warning("ended what an earlier life left: %s", thing)
-    spawner = Spawner(containment.group)
-    spawner.open()
     supervisor = Supervisor(
-        options.home, stored, containment, spawner, cwd=options.cwd, retention=options.retention,
+        options.home, stored, containment, cwd=options.cwd, retention=options.retention,
         quota=options.log_quota,
     )  # fmt: skip
+    supervisor.open()
     supervisor.leases.open("start", ttl=options.ttl, max_life=options.ttl, holds=True)
 
     async def one_sweep() -> list[dict[str, Any]]:
-        spawner.tend()
+        supervisor.tend()
         service.drop_old_spools()
         return await sweep(supervisor)
 
@@ -208,7 +206,6 @@ async def serve(options: Options, containment: Containment, ready: int | None) -
         for task in tasks:
             task.cancel()
         await service.aclose()
-        await spawner.aclose()
         await supervisor.aclose()
         stored.close()
 

@@ -69,7 +69,7 @@ class Zygote:
             try:
                 self._control.close()
                 os.close(wake)
-                init.Init(sock).run()
+                init.Init(sock, message["group"]).run()
             finally:
                 os._exit(70)
         self._inits.add(pid)

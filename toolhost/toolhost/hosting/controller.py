@@ -89,6 +89,7 @@ async def running_controller(
                 host_id=host_id, home=str(home.root), instance=home.instance
             ),
             until_served=lambda _name: control.ingress_seen.reach(routes.revision),
+            url=url,
         )
         stack.push_async_callback(supervisor.aclose)
         tokens = TokenService(home)

@@ -62,6 +62,7 @@ class Supervisor:
 
     Args:
         until_served: awaited with a route's name; returns when the ingress answers for it.
+        url: of the ingress; a server answers at `{url}/{name}/mcp`.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Supervisor:
         specs: SpecStore,
         new_config: Callable[[str], HostConfig],
         until_served: Callable[[str], Awaitable[None]],
+        url: str,
     ) -> None:
         self._launcher = launcher
         self._executor = executor
@@ -80,6 +82,7 @@ class Supervisor:
         self._specs = specs
         self._new_config = new_config
         self._until_served = until_served
+        self._url = url
         self._servers: dict[str, _Server] = {}
         self._hosts: dict[str, _Host] = {}
         self._launching: dict[str, asyncio.Lock] = {}
@@ -156,7 +159,7 @@ class Supervisor:
         return ServerStatus(
             name=name,
             state=route.state,
-            url="",
+            url=f"{self._url}/{name}/mcp",
             node_id=route.address.node_id if route.address else None,
             pid=host.launched.pid if (host := self._hosts.get(server.host)) else None,
             restarts=server.total_restarts,

@@ -22,6 +22,8 @@ from toolhost_sdk.endpoints.unix_client import UnixChannel
 class Harness(ABC):
     """One served peer in a process of its own."""
 
+    uvloop = False  # whether both ends run on uvloop
+
     @abstractmethod
     def channel(self) -> LinkChannel:
         """A new channel to the peer; whoever asks closes it."""
@@ -41,9 +43,10 @@ class Harness(ABC):
 
 
 class UnixHarness(Harness):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, uvloop: bool = False) -> None:
+        self.uvloop = uvloop
         self._path = path
-        self._server = start_server(path)
+        self._server = start_server(path, uvloop=uvloop)
 
     @override
     def channel(self) -> LinkChannel:
@@ -52,7 +55,7 @@ class UnixHarness(Harness):
     @override
     def revive(self) -> None:
         self.stop()
-        self._server = start_server(self._path)
+        self._server = start_server(self._path, uvloop=self.uvloop)
 
     @override
     def stop(self) -> None:
@@ -60,10 +63,10 @@ class UnixHarness(Harness):
         self._server.communicate(timeout=10)
 
 
-def start_server(path: Path) -> subprocess.Popen[str]:
+def start_server(path: Path, *, uvloop: bool = False) -> subprocess.Popen[str]:
     """The probe's server, listening."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.contracts.channel_peer", str(path)],
+        [sys.executable, "-m", "tests.contracts.channel_peer", str(path), "uvloop" if uvloop else "asyncio"],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -79,7 +82,7 @@ class RayHarness(Harness):
         from tests.contracts.channel_peer_ray import ProbeActor
 
         self._ray = ray
-        self._actor: Any = ray.remote(num_cpus=0, max_restarts=1)(ProbeActor).remote()
+        self._actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(ProbeActor).remote()
 
     @override
     def channel(self) -> LinkChannel:

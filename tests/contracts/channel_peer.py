@@ -1,6 +1,6 @@
 """The served side of the channel contract: a dispatcher with one method per behaviour, for a process or an actor.
 
-Run as a program it serves the socket named by its argument and prints "ready".
+Run as a program it serves the socket named by its first argument, on the loop named by its second, and prints "ready".
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import resource
 import sys
 from collections import Counter
 from typing import Any
+
+import uvloop
 
 from toolhost_sdk.endpoints.channel import IncomingCall
 from toolhost_sdk.endpoints.codec import Limits
@@ -166,4 +168,4 @@ async def _main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1]))
+    (uvloop.run if sys.argv[2] == "uvloop" else asyncio.run)(_main(sys.argv[1]))

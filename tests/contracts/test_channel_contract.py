@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -31,15 +31,27 @@ from toolhost_sdk.errors import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["unix", pytest.param("ray", marks=pytest.mark.ray)])
-def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]:
+@pytest.fixture(scope="module", params=["unix", "unix-uvloop", pytest.param("ray", marks=pytest.mark.ray)])
+def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     if request.param == "ray":
         request.getfixturevalue("local_ray")
         harness: Harness = RayHarness()
     else:
-        harness = UnixHarness(tmp_path / "peer.sock")
+        directory = tmp_path_factory.mktemp("channel")
+        harness = UnixHarness(directory / "peer.sock", uvloop=request.param == "unix-uvloop")
     yield harness
     harness.stop()
+
+
+@pytest.fixture(scope="module")
+def anyio_backend(peer: Harness) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": peer.uvloop}
+
+
+@pytest.fixture
+def name() -> str:
+    """What the marks of one test are called: the peer outlives the test."""
+    return secrets.token_hex(4)
 
 
 @pytest.fixture
@@ -145,120 +157,132 @@ async def test_a_payload_that_is_no_plain_data_is_refused_before_it_is_sent(chan
     assert await channel.request("probe", "echo", 1) == 1
 
 
-async def test_cancel_ends_the_handler_and_the_stream(channel: LinkChannel) -> None:
-    async with channel.call("probe", "hang", "a") as stream:
-        await marked(channel, "started a")
+async def test_cancel_ends_the_handler_and_the_stream(channel: LinkChannel, name: str) -> None:
+    async with channel.call("probe", "hang", name) as stream:
+        await marked(channel, f"started {name}")
         await stream.cancel()
         await stream.cancel()
         with pytest.raises(CancelledByCaller):
             await anext(aiter(stream))
 
     # Leaving the block waited for the handler's `finally`.
-    assert await channel.request("probe", "marks", "ended a") == 1
+    assert await channel.request("probe", "marks", f"ended {name}") == 1
 
 
-async def test_leaving_the_block_early_cancels_the_handler(channel: LinkChannel) -> None:
-    async with channel.call("probe", "hang", "a"):
-        await marked(channel, "started a")
+async def test_leaving_the_block_early_cancels_the_handler(channel: LinkChannel, name: str) -> None:
+    async with channel.call("probe", "hang", name):
+        await marked(channel, f"started {name}")
 
-    assert await channel.request("probe", "marks", "ended a") == 1
+    assert await channel.request("probe", "marks", f"ended {name}") == 1
 
 
-async def test_a_call_cancelled_at_once_still_ends(channel: LinkChannel) -> None:
-    async with channel.call("probe", "hang", "a") as stream:
+async def test_a_call_cancelled_at_once_still_ends(channel: LinkChannel, name: str) -> None:
+    await channel.request("probe", "echo", None)
+    started = time.monotonic()
+
+    async with channel.call("probe", "hang", name) as stream:
         await stream.cancel()
 
-    assert await channel.request("probe", "marks", "started a") == 0
+    # Its last frame came: had none come, leaving the block would have taken a second.
+    assert time.monotonic() - started < 0.9
+    begun = await channel.request("probe", "marks", f"started {name}")
+    assert await channel.request("probe", "marks", f"ended {name}") == begun
 
 
-async def test_cancelling_the_callers_task_ends_the_handler(channel: LinkChannel) -> None:
-    task = asyncio.create_task(channel.request("probe", "hang", "a"))
-    await marked(channel, "started a")
+async def test_cancelling_the_callers_task_ends_the_handler(channel: LinkChannel, name: str) -> None:
+    task = asyncio.create_task(channel.request("probe", "hang", name))
+    await marked(channel, f"started {name}")
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert await channel.request("probe", "marks", "ended a") == 1
+    assert await channel.request("probe", "marks", f"ended {name}") == 1
 
 
-async def test_a_cancelled_scope_waits_for_the_end_of_the_handler(channel: LinkChannel) -> None:
+async def test_a_cancelled_scope_waits_for_the_end_of_the_handler(channel: LinkChannel, name: str) -> None:
     async with anyio.create_task_group() as group:
-        group.start_soon(channel.request, "probe", "hang", "a")
-        await marked(channel, "started a")
+        group.start_soon(channel.request, "probe", "hang", name)
+        await marked(channel, f"started {name}")
         group.cancel_scope.cancel()
 
-    assert await channel.request("probe", "marks", "ended a") == 1
+    assert await channel.request("probe", "marks", f"ended {name}") == 1
 
 
-async def test_a_handler_deaf_to_cancel_holds_its_caller_for_a_second_at_most(channel: LinkChannel) -> None:
-    async with channel.call("probe", "deaf", "a"):
-        await marked(channel, "started a")
+async def test_a_handler_deaf_to_cancel_holds_its_caller_for_a_second_at_most(
+    channel: LinkChannel, name: str
+) -> None:
+    async with channel.call("probe", "deaf", name):
+        await marked(channel, f"started {name}")
         left = time.monotonic()
 
     assert 0.9 < time.monotonic() - left < 3
-    await channel.request("probe", "mark", "release a")
+    await channel.request("probe", "mark", f"release {name}")
     assert await channel.request("probe", "echo", 1) == 1
 
 
-async def test_a_deadline_ends_both_sides(channel: LinkChannel) -> None:
+async def test_a_deadline_ends_both_sides(channel: LinkChannel, name: str) -> None:
     await channel.request("probe", "echo", None)
     started = time.monotonic()
 
     with pytest.raises(DeadlineExceededError) as caught:
-        await channel.request("probe", "hang", "a", header=CallHeader(timeout=0.2))
+        await channel.request("probe", "hang", name, header=CallHeader(timeout=0.2))
 
     assert 0.2 <= time.monotonic() - started < 2
     assert caught.value.message == "call of 'probe.hang' exceeded its timeout of 0.2 s"
-    await marked(channel, "ended a")
+    await marked(channel, f"ended {name}")
 
 
-async def test_a_deadline_holds_on_the_callers_clock_when_the_handler_is_deaf(channel: LinkChannel) -> None:
+async def test_a_deadline_holds_on_the_callers_clock_when_the_handler_is_deaf(
+    channel: LinkChannel, name: str
+) -> None:
     await channel.request("probe", "echo", None)
-    async with channel.call("probe", "deaf", "a", header=CallHeader(timeout=0.2)) as stream:
+    async with channel.call("probe", "deaf", name, header=CallHeader(timeout=0.2)) as stream:
         with pytest.raises(DeadlineExceededError):
             await anext(aiter(stream))
-        await channel.request("probe", "mark", "release a")
+        await channel.request("probe", "mark", f"release {name}")
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-async def test_a_timeout_that_is_already_over_runs_nothing(channel: LinkChannel, timeout: float) -> None:
+async def test_a_timeout_that_is_already_over_runs_nothing(
+    channel: LinkChannel, name: str, timeout: float
+) -> None:
     with pytest.raises(DeadlineExceededError):
-        await channel.request("probe", "hang", "a", header=CallHeader(timeout=timeout))
+        await channel.request("probe", "hang", name, header=CallHeader(timeout=timeout))
 
-    assert await channel.request("probe", "marks", "started a") == 0
+    assert await channel.request("probe", "marks", f"started {name}") == 0
 
 
-async def test_a_stalled_reader_stops_its_producer_and_nobody_else(channel: LinkChannel) -> None:
+async def test_a_stalled_reader_stops_its_producer_and_nobody_else(channel: LinkChannel, name: str) -> None:
     size = 1000
-    async with channel.call("probe", "flood", ["a", size]) as stream:
-        await marked(channel, "sent a")
-        sent = await settled(channel, "sent a")
+    async with channel.call("probe", "flood", [name, size]) as stream:
+        await marked(channel, f"sent {name}")
+        sent = await settled(channel, f"sent {name}")
         assert sent <= SMALL.messages
         assert await channel.request("probe", "count", 500) == 500
 
         frames = aiter(stream)
         for _ in range(4 * SMALL.messages):
             await anext(frames)
-        await marked(channel, "sent a", 4 * SMALL.messages)
+        await marked(channel, f"sent {name}", 4 * SMALL.messages)
 
-    await marked(channel, "ended a")
+    await marked(channel, f"ended {name}")
 
 
-async def test_a_stalled_reader_holds_bounded_bytes(channel: LinkChannel) -> None:
+async def test_a_stalled_reader_holds_bounded_bytes(channel: LinkChannel, name: str) -> None:
     size = 48 << 10
     await channel.request("probe", "echo", None)
     before = psutil.Process().memory_info().rss
 
     async with contextlib.AsyncExitStack() as stack:
         for number in range(20):
-            await stack.enter_async_context(channel.call("probe", "flood", [str(number), size]))
+            await stack.enter_async_context(channel.call("probe", "flood", [f"{name}.{number}", size]))
         for number in range(20):
-            await marked(channel, f"sent {number}")
-        await settled(channel, "sent 19")
+            await marked(channel, f"sent {name}.{number}")
+        await settled(channel, f"sent {name}.19")
         # One frame may cross the window, and no more.
         for number in range(20):
-            assert await channel.request("probe", "marks", f"sent {number}") <= SMALL.size // size + 1
+            assert await channel.request("probe", "marks", f"sent {name}.{number}") <= SMALL.size // size + 1
 
     assert psutil.Process().memory_info().rss - before < 64 << 20
 
@@ -285,10 +309,12 @@ async def test_messages_go_upstream_in_order(channel: LinkChannel) -> None:
         await stream.send("after the end")
 
 
-async def test_a_handler_that_does_not_read_stops_its_sender_and_nobody_else(channel: LinkChannel) -> None:
+async def test_a_handler_that_does_not_read_stops_its_sender_and_nobody_else(
+    channel: LinkChannel, name: str
+) -> None:
     sent = 0
-    async with channel.call("probe", "never_reads", "a") as stream:
-        await marked(channel, "started a")
+    async with channel.call("probe", "never_reads", name) as stream:
+        await marked(channel, f"started {name}")
         with anyio.move_on_after(0.5):
             while True:
                 await stream.send(b"x")
@@ -296,7 +322,7 @@ async def test_a_handler_that_does_not_read_stops_its_sender_and_nobody_else(cha
         assert sent == SMALL.messages
         assert await channel.request("probe", "echo", 1) == 1
 
-        await channel.request("probe", "mark", "release a")
+        await channel.request("probe", "mark", f"release {name}")
         assert [frame.payload async for frame in stream] == ["done"]
 
 
@@ -332,10 +358,12 @@ async def test_an_answer_over_the_frame_limit_is_an_error_and_the_connection_sta
     assert channel.standing() is link
 
 
-async def test_calls_over_the_limit_of_a_connection_are_refused_one_by_one(channel: LinkChannel) -> None:
+async def test_calls_over_the_limit_of_a_connection_are_refused_one_by_one(
+    channel: LinkChannel, name: str
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        for number in range(SMALL.calls):
-            await stack.enter_async_context(channel.call("probe", "never_reads", str(number)))
+        for _ in range(SMALL.calls):
+            await stack.enter_async_context(channel.call("probe", "never_reads", name))
         with pytest.raises(CapacityError):
             await channel.request("probe", "echo", 1)
         await channel.aclose()
@@ -358,10 +386,10 @@ async def test_two_hundred_calls_at_once_do_not_mix(channel: LinkChannel) -> Non
 
 
 async def test_a_call_in_flight_fails_when_its_peer_is_killed_and_the_next_one_reconnects(
-    peer: Harness, channel: LinkChannel
+    peer: Harness, channel: LinkChannel, name: str
 ) -> None:
     pid = await channel.request("probe", "pid")
-    async with channel.call("probe", "flood", ["a", 10]) as stream:
+    async with channel.call("probe", "flood", [name, 10]) as stream:
         frames = aiter(stream)
         await anext(frames)
         await peer.kill(pid)
@@ -378,19 +406,21 @@ async def test_a_call_in_flight_fails_when_its_peer_is_killed_and_the_next_one_r
             await anyio.sleep(0.05)
 
 
-async def test_the_handler_learns_that_its_caller_left(peer: Harness, channel: LinkChannel) -> None:
+async def test_the_handler_learns_that_its_caller_left(
+    peer: Harness, channel: LinkChannel, name: str
+) -> None:
     other = peer.channel()
-    await other.request("probe", "watch_peer", "a")
-    task = asyncio.create_task(other.request("probe", "hang", "a"))
-    await marked(channel, "started a")
-    assert await channel.request("probe", "marks", "gone a") == 0
+    await other.request("probe", "watch_peer", name)
+    task = asyncio.create_task(other.request("probe", "hang", name))
+    await marked(channel, f"started {name}")
+    assert await channel.request("probe", "marks", f"gone {name}") == 0
 
     await other.aclose()
 
     with pytest.raises(UnavailableError):
         await task
-    await marked(channel, "gone a")
-    await marked(channel, "ended a")
+    await marked(channel, f"gone {name}")
+    await marked(channel, f"ended {name}")
 
 
 async def test_a_closed_channel_stays_closed(channel: LinkChannel) -> None:

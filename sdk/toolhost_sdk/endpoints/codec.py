@@ -78,7 +78,7 @@ class Packer:
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise UsageError(
                 f"a payload must be None, bool, 64-bit int, float, str, bytes, list or dict, "
-                f"at most 500 levels deep: {exc}"
+                f"at most 1000 levels deep: {exc}"
             ) from exc
         return packed
 

@@ -85,8 +85,8 @@ class Snapshot:
     def bytes_of(self) -> bytes:
         return os.fsencode(self.statements)
 
-    def script(self, text: str) -> bytes:
-        return os.fsencode(self.prefix) + text.encode()
+    def script(self, text: bytes) -> bytes:
+        return os.fsencode(self.prefix) + text
 
     def write(self, directory: Path) -> None:
         """Replace the stored snapshot atomically; only its owner can read it."""

@@ -25,6 +25,7 @@ from toolhost.tools.rendering import (
     Rendered,
     binary_streams,
     clip,
+    ending,
     escaped_length,
     show,
     size,
@@ -240,7 +241,7 @@ def _position(log: LogAccess, start: int, end: int) -> str:
         if end < record.size
         else ("end" if record.done else f"so far; next: offset={end}")
     )
-    return trailer(f"{log.reader.job} {record.state}", f"bytes {start}-{end} of {record.size}", more)
+    return trailer(f"{log.reader.job} {ending(record)}", f"bytes {start}-{end} of {record.size}", more)
 
 
 async def _tail(log: LogAccess, count: int, limit: int) -> tuple[str, int]:
@@ -273,7 +274,7 @@ async def _line_range(log: LogAccess, wanted: str, limit: int) -> tuple[str, int
         if sum(map(len, found)) > limit:
             break
     if not found:
-        return trailer(f"{log.reader.job} {log.record.state}", f"there is no line {first}"), 0
+        return trailer(f"{log.reader.job} {ending(log.record)}", f"there is no line {first}"), 0
     return _fitted(log, [f"{first + i}: {line}" for i, line in enumerate(found)], limit), end
 
 
@@ -336,7 +337,7 @@ async def _search(log: LogAccess, piece: Piece, limit: int) -> tuple[str, int]:
         if time.monotonic() > deadline:
             stopped = f"stopped after {SEARCH_SECONDS:g} s; go on with offset={end}"
             break
-    facts = [f"{log.reader.job} {log.record.state}", f"{matches} {'match' if matches == 1 else 'matches'}"]
+    facts = [f"{log.reader.job} {ending(log.record)}", f"{matches} {'match' if matches == 1 else 'matches'}"]
     counted = "" if piece.offset == 0 else f"lines counted from offset {piece.offset}"
     return "\n".join([*found, trailer(*facts, counted, stopped)]), 0 if stopped else seen
 
@@ -369,7 +370,7 @@ def _fitted(log: LogAccess, lines: list[str], limit: int, *, from_end: bool = Fa
             break
         kept.appendleft(text) if from_end else kept.append(text)
     left = len(lines) - len(kept)
-    facts = [f"{log.reader.job} {log.record.state}", f"{len(kept)} {'line' if len(kept) == 1 else 'lines'}"]
+    facts = [f"{log.reader.job} {ending(log.record)}", f"{len(kept)} {'line' if len(kept) == 1 else 'lines'}"]
     if left:
         facts.append(
             f"{left} more did not fit: {size(log.record.size)} in all, read on with lines= or offset="

@@ -98,7 +98,12 @@ def call_result(outcome: Mapping[str, Any], *, modern: bool) -> dict[str, Any]:
         result["isError"] = True
     if outcome.get("meta"):
         result["_meta"] = outcome["meta"]
-    return result
+    return complete(result, modern=modern)
+
+
+def complete(result: dict[str, Any], *, modern: bool) -> dict[str, Any]:
+    """*result* as a finished one; only 2026-07-28 knows any other."""
+    return {"resultType": "complete", **result} if modern else result
 
 
 def failure(error: ToolhostError) -> dict[str, Any]:

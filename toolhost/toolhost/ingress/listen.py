@@ -113,7 +113,9 @@ class ListenHub:
         if self._closed:
             stream.close()
         try:
-            acknowledged = SubscriptionsAcknowledgedNotificationParams(notifications=stream.honored, _meta=meta)
+            acknowledged = SubscriptionsAcknowledgedNotificationParams(
+                notifications=stream.honored, _meta=meta
+            )
             await ctx.session.send_notification(
                 SubscriptionsAcknowledgedNotification(params=acknowledged), related_request_id=ctx.request_id
             )

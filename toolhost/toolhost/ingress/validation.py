@@ -28,7 +28,9 @@ class ToolCheck:
         try:
             Draft202012Validator.check_schema(tool.input_schema)
         except SchemaError as error:
-            self._error = f"function {tool.name!r} has an input schema that is none: {error.message[:_MAX_WORDS]}"
+            self._error = (
+                f"function {tool.name!r} has an input schema that is none: {error.message[:_MAX_WORDS]}"
+            )
         # The empty registry: a `$ref` to a remote document is an error, never a request of ours.
         registry: Any = Registry()
         self._validator = Draft202012Validator(tool.input_schema, registry=registry)

@@ -42,9 +42,10 @@ async def ask(host: ToolHost, name: str, fn: str, arguments: dict[str, object] |
         return await call_text(client, fn, arguments)
 
 
-def status_code(url: str) -> int:
+def status_code(host: ToolHost, url: str) -> int:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {host.operator_token}"})
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -67,7 +68,7 @@ async def test_stop_makes_the_url_unknown_and_the_name_free(host: ToolHost) -> N
     """LIFE-A1, LIFE-A2, LIFE-R5"""
     handle = host.spawn(Echo.bind("one "), name="again")
     stopped = handle.stop()
-    code = status_code(handle.url)
+    code = status_code(host, handle.url)
     with spawned(host, Echo.bind("two "), "again"):
         text = await ask(host, "again", "echo", {"text": "x"})
 
@@ -314,7 +315,7 @@ def test_what_is_asked_of_an_unknown_server_names_the_known_ones(host: ToolHost)
     """LIFE-R5"""
     with spawned(host, Echo.bind(), "known"), pytest.raises(NotFoundError):
         ToolHandle("unknown", host.home, host.url).status()
-    assert status_code(f"{host.url}/unknown/mcp") == 404
+    assert status_code(host, f"{host.url}/unknown/mcp") == 404
 
 
 def test_a_second_host_in_the_same_home_is_refused(host: ToolHost) -> None:

@@ -59,9 +59,12 @@ def ray_running(home: Home, *, address: str | None, num_cpus: int | None) -> Ite
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         what = f"the cluster at {address!r} does not answer" if address else "Ray did not start"
         raise UnavailableError(f"{what}: {str(error).splitlines()[0]}") from None
+    # `log_to_driver=False` does not silence what raylets say of dead workers; we report those deaths ourselves.
+    ray._private.worker._worker_logs_enabled = False
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
+        ray._private.worker._worker_logs_enabled = True
         with _signals_kept():
             ray.shutdown()
         if address is None:

@@ -3,9 +3,9 @@
 One process per job, forked by the zygote, a subreaper, so that whatever the command detaches comes back here. It
 obeys one socket. Its end (the warden is gone, or is done with the job) ends the whole tree and then the init.
 
-Messages in: `start` (a plan, descriptors 0-2 or 0-3, then the plan's file when it did not fit), `term`, `kill`,
-`signal`. Messages out: `hello`, `started` or `failed`, `exit` (the leader's wait status), `empty` (no process left),
-`stuck` (processes the kernel does not end).
+Messages in: `asked` (the leader got its plan), `term`, `kill`, `signal`. Messages out: `hello` (with the socket on
+which the leader waits for a plan and descriptors 0-2 or 0-3), `started` or `failed`, `exit` (the leader's wait status),
+`empty` (no process left), `stuck` (processes the kernel does not end).
 
 Rules of this file: import-light; one thread; never exits while a process of the tree exists.
 """
@@ -64,22 +64,25 @@ class Init:
         self._sock = sock
         self._group = group
         self._leader = 0
-        self._plans: socket.socket
         self._error: int | None = None  # read end; until exec or failure
         self._asked = False
-        self._exited = False
+        self._ended: tuple[int, resource.struct_rusage] | None = None
+        self._exited = False  # and said so
         self._killing_since: float | None = None
         self._stuck: list[int] = []
         self._orphaned = False
         self._groups: list[str] = [] if group is None else [group]
         self._emptied = False
+        self._lagging = False  # no child is left but a cgroup is not empty
 
     def run(self) -> NoReturn:
         procfs.set_name("th-init")
         become_subreaper()
         wake = wakeup_on_children()
-        self._prepare()
-        self._send({"t": "hello", "pid": os.getpid()})
+        with self._prepare() as plans:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [plans.fileno()]))]
+            with contextlib.suppress(OSError):
+                self._sock.sendmsg([json.dumps({"t": "hello", "pid": os.getpid()}).encode()], rights)
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake, select.POLLIN)
@@ -103,22 +106,25 @@ class Init:
             self._tend()
 
     def _patience(self) -> int | None:
-        if self._killing_since is None or self._emptied:
+        if self._emptied or (self._killing_since is None and not self._lagging):
             return None
+        if self._killing_since is None:
+            return 5
         return 5 if time.monotonic() - self._killing_since < STUCK_AFTER else 100
 
     def _receive(self) -> None:
         try:
-            message, fds = receive(self._sock)
+            message, _ = receive(self._sock)
         except OSError:
-            message, fds = None, []
+            message = None
         if message is None:
             self._orphaned = True
             self._kill()
             return
         match message["op"]:
-            case "start":
-                self._start(message, fds)
+            case "asked":
+                self._asked = True
+                self._groups += message["cgroups"]
             case "term":
                 procfs.signal_below(os.getpid(), signal.SIGTERM)
                 procfs.signal_below(os.getpid(), signal.SIGCONT)
@@ -128,8 +134,8 @@ class Init:
                 with contextlib.suppress(OSError):
                     os.killpg(self._leader, message["number"])
 
-    def _prepare(self) -> None:
-        """Fork what will become the leader, so that a start costs no fork: it waits for its plan."""
+    def _prepare(self) -> socket.socket:
+        """Fork what will become the leader, so that a start costs no fork. Returns where it waits for its plan."""
         read, write = os.pipe2(os.O_CLOEXEC)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = cgroups.fork_into(self._group)
@@ -140,17 +146,8 @@ class Init:
         os.close(write)
         theirs.close()
         os.set_blocking(read, False)
-        self._leader, self._error, self._plans = pid, read, ours
-
-    def _start(self, message: dict[str, Any], fds: list[int]) -> None:
-        self._groups += message["cgroups"]
-        self._asked = True
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        with contextlib.suppress(OSError):  # it was killed meanwhile: its wait status says so
-            self._plans.sendmsg([json.dumps(message).encode()], rights)
-        self._plans.close()
-        for fd in fds:
-            os.close(fd)
+        self._leader, self._error = pid, read
+        return ours
 
     def _settle_start(self) -> None:
         """Say how the start went once exec closed the pipe or the launcher wrote why it could not."""
@@ -174,17 +171,16 @@ class Init:
                 cgroups.kill(group)
             procfs.signal_below(os.getpid(), signal.SIGKILL)
         ended, childless = self._reap()
-        empty = childless and all(cgroups.empty(group) for group in self._groups)
-        if ended is not None and not self._asked:
-            self._orphaned = True  # a spare that lost its leader is of no use
-            self._exited = True
-        elif ended is not None:
+        empty = childless and self._groups_empty()
+        self._lagging = childless and not empty
+        self._ended = self._ended or ended
+        if self._ended is not None and self._asked and not self._exited:
             self._settle_start()
             self._exited = True
-            self._report("exit", empty, ended[0], ended[1])
-        elif empty and self._exited and not self._emptied and self._asked:
+            self._report("exit", empty, *self._ended)
+        elif empty and self._exited and not self._emptied:
             self._report("empty", empty, None, resource.getrusage(resource.RUSAGE_CHILDREN))
-        if empty and self._exited:
+        if empty and (self._exited or self._orphaned):
             self._emptied = True
             if self._orphaned:
                 self._leave()
@@ -194,6 +190,14 @@ class Init:
                 self._stuck = stuck
                 self._send({"t": "stuck", "pids": stuck})
 
+    def _groups_empty(self) -> bool:
+        """Whether the cgroups agree that nobody is left; the kernel tells them a moment after the wait."""
+        for _ in range(5):
+            if all(cgroups.empty(group) for group in self._groups):
+                return True
+            time.sleep(0.0003)
+        return False
+
     def _reap(self) -> tuple[tuple[int, resource.struct_rusage] | None, bool]:
         """The leader's wait status when it ended now, and whether no child is left."""
         ended: tuple[int, resource.struct_rusage] | None = None
@@ -202,7 +206,7 @@ class Init:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
                 if pid == 0:
                     return ended, False
-                if pid == self._leader and not self._exited:
+                if pid == self._leader and self._ended is None:
                     ended = status, usage
         except ChildProcessError:
             return ended, True
@@ -233,6 +237,7 @@ class Init:
 
 def _wait_for_plan(plans: socket.socket, error_fd: int) -> NoReturn:
     """The leader before it is one."""
+    launch.prepare()
     plan, fds = receive(plans)
     if plan is None:
         os._exit(0)

@@ -10,8 +10,10 @@ Rules of this file: import-light; runs in a single-threaded child only; nothing 
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the C module under signal
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pwd
@@ -85,7 +87,6 @@ def run(plan: dict[str, Any], fds: list[int], error_fd: int) -> NoReturn:
     code = 126
     try:
         report = _arrange_descriptors(fds, error_fd)
-        _default_signals()
         _become(plan)
     except StartFailed as error:
         code = error.code
@@ -106,8 +107,6 @@ def _tell(report: int, kind: str, message: str) -> None:
 
 
 def _arrange_descriptors(fds: list[int], error_fd: int) -> int:
-    import fcntl  # loaded by the init already
-
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 32) for fd in [*fds, error_fd]]
     for target, fd in enumerate(high[:-1]):
         os.dup2(fd, target, inheritable=True)
@@ -117,18 +116,27 @@ def _arrange_descriptors(fds: list[int], error_fd: int) -> int:
     return report
 
 
-def _default_signals() -> None:
+def warm() -> None:
+    """Have the zygote load what looks up users, which each child would load anew. The files are read anew each time."""
+    with contextlib.suppress(KeyError, OSError):
+        os.getgrouplist(pwd.getpwuid(os.getuid()).pw_name, os.getgid())
+
+
+def prepare() -> None:
+    """What every leader needs and no plan changes: a session of its own, default signals, an umask."""
     for number in range(1, signal.NSIG):
         if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
+            # The C function: the public one turns every number and handler into an enum, at ten times the cost.
             with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+                _signal.signal(number, _signal.SIG_DFL)
+    _signal.set_wakeup_fd(-1)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+    os.setsid()
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _become(plan: dict[str, Any]) -> None:
-    os.setsid()
-    os.umask(0o022)
     if plan["refuse"]:
         raise StartFailed(*plan["refuse"])
     for group in plan["cgroups"]:
@@ -147,8 +155,9 @@ def _become(plan: dict[str, Any]) -> None:
             raise StartFailed(
                 "isolation", f"read_only is not possible on this node: {error.strerror} ({error.filename})"
             ) from None
-    _limits(plan)
-    _switch(who)
+    resource.setrlimit(resource.RLIMIT_NOFILE, tuple(plan["nofile"]))
+    if plan["user"] is not None:
+        _switch(who)
     if plan["read_only"]:
         readonly.no_new_privileges()
     try:
@@ -158,12 +167,6 @@ def _become(plan: dict[str, Any]) -> None:
         raise StartFailed("bad_cwd", f"working directory {cwd!r}: {reason}") from None
     env = environment.build(plan["env"], label=plan["label"], user=who.name, home=who.home, shell=who.shell)
     _execute([os.fsencode(arg) for arg in plan["argv"]], env)
-
-
-def _limits(plan: dict[str, Any]) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    soft, hard = plan["nofile"]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _switch(who: Account) -> None:

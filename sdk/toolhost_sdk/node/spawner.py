@@ -6,7 +6,6 @@ file; the end of an init's socket is news like any other.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import json
@@ -45,6 +44,7 @@ class Init:
     def __init__(self, sock: socket.socket, job: str) -> None:
         self.job = job
         self._sock = sock
+        self._plans: socket.socket | None = None
         self._loop = asyncio.get_running_loop()
         self.pid: int | None = None
         self.hello: asyncio.Future[bool] = self._loop.create_future()
@@ -54,8 +54,12 @@ class Init:
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def _readable(self) -> None:
+        fds: list[int] = []
         try:
-            data = self._sock.recv(65536)
+            if self.hello.done():
+                data = self._sock.recv(65536)
+            else:
+                data, fds, _, _ = socket.recv_fds(self._sock, 65536, 1)
         except BlockingIOError:
             return
         except OSError:
@@ -71,33 +75,41 @@ class Init:
         message = json.loads(data)
         if message["t"] == "hello":
             self.pid = message["pid"]
+            self._plans = socket.socket(fileno=fds[0])
             self.hello.set_result(True)
         elif self.on_message is not None:
             self.on_message(message)
 
-    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Send one message. An init that is gone is reported by `on_end`, not here."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with contextlib.suppress(OSError):
-            self._sock.sendmsg([json.dumps(message).encode()], rights)
+            self._sock.send(json.dumps(message).encode())
 
     def start(self, plan: dict[str, Any], fds: Sequence[int]) -> None:
-        """Send the plan; one that does not fit a message goes as an unlinked file."""
-        message = {**plan, "op": "start", "in_file": False}
-        text = json.dumps(message)
-        if len(text) < _INLINE:
-            self.send(message, fds)
-            return
-        with tempfile.TemporaryFile() as file:
-            file.write(text.encode())
-            file.flush()
-            self.send({"op": "start", "in_file": True}, [*fds, file.fileno()])
+        """Give the leader its plan; one that does not fit a message goes as an unlinked file."""
+        assert self._plans is not None
+        message = json.dumps({**plan, "in_file": False}).encode()
+        # A leader that was killed meanwhile is reported by its wait status.
+        with (
+            self._plans,
+            contextlib.ExitStack() as stack,
+            contextlib.suppress(BrokenPipeError, ConnectionResetError),
+        ):
+            if len(message) > _INLINE:
+                file = stack.enter_context(tempfile.TemporaryFile())
+                file.write(message)
+                file.flush()
+                message, fds = b'{"in_file": true}', [*fds, file.fileno()]
+            socket.send_fds(self._plans, [message], fds)
+        self.send({"op": "asked", "cgroups": plan["cgroups"]})
 
     def close(self) -> None:
         """Let go: the init ends whatever it still holds, then itself. Idempotent."""
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
+        if self._plans is not None:
+            self._plans.close()
 
 
 class Spawner:
@@ -180,9 +192,7 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs, contextlib.suppress(OSError):  # a dead zygote: the end of our socket says so
-            self._control.sendmsg(
-                [request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
-            )
+            socket.send_fds(self._control, [request], [theirs.fileno()])
         init = Init(ours, job)
         self._inits.add(init)
         return init

@@ -19,7 +19,7 @@ import sys
 import time
 from typing import NoReturn
 
-from toolhost_sdk.node import cgroups, init, procfs
+from toolhost_sdk.node import cgroups, init, launch, procfs
 
 INITS_MAY_TAKE = 2.0  # seconds inits have to end their own trees after the warden's death
 GIVE_UP_AFTER = 30.0
@@ -35,6 +35,7 @@ class Zygote:
         procfs.set_name("th-zygote")
         init.become_subreaper()
         wake = init.wakeup_on_children()
+        launch.warm()
         gc.collect()
         gc.freeze()
         gc.disable()

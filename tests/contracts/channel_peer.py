@@ -85,6 +85,12 @@ class Probe:
     async def on_bad_result(self, call: IncomingCall) -> Any:
         return {"value": object()}
 
+    async def on_bad_key(self, call: IncomingCall) -> Any:
+        if call.payload == "emit":
+            await call.emit("item", {(1, 2): 3})
+            await asyncio.Event().wait()
+        return {(1, 2): 3}
+
     async def on_bad_emit(self, call: IncomingCall) -> Any:
         await call.emit("result", 1)
 

@@ -157,6 +157,30 @@ async def test_a_payload_that_is_no_plain_data_is_refused_before_it_is_sent(chan
     assert await channel.request("probe", "echo", 1) == 1
 
 
+async def test_a_tuple_for_a_key_ends_its_call_alone(channel: LinkChannel) -> None:
+    with pytest.raises(UsageError):
+        await channel.request("probe", "echo", {(1, 2): 3})
+    link = channel.standing()
+    async with channel.call("probe", "upstream") as stream:
+        await stream.send({(1, 2): 3})
+        with pytest.raises(UsageError):
+            await anext(aiter(stream))
+    for how in ("emit", "return"):
+        with pytest.raises(InternalError):
+            await channel.request("probe", "bad_key", how)
+
+    assert await channel.request("probe", "echo", {1: {b"k": 2.5}}) == {1: {b"k": 2.5}}
+    assert channel.standing() is link
+
+
+@pytest.mark.parametrize("change", [{"timeout": "1"}, {"timeout": True}, {"meta": None}, {"call_id": 7}])
+async def test_a_header_of_wrong_types_is_refused_before_it_is_sent(
+    channel: LinkChannel, change: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError):
+        await channel.request("probe", "echo", header=CallHeader(**change))
+
+
 async def test_cancel_ends_the_handler_and_the_stream(channel: LinkChannel, name: str) -> None:
     async with channel.call("probe", "hang", name) as stream:
         await marked(channel, f"started {name}")

@@ -36,6 +36,7 @@ from toolhost_sdk.endpoints.link import Link, credit_of
 from toolhost_sdk.errors import (
     CancelledByCaller,
     DeadlineExceededError,
+    InternalError,
     ToolhostError,
     UnavailableError,
     UsageError,
@@ -138,6 +139,9 @@ class CallerLink(Link):
             self.ready.set_result(None)
 
     def start(self, stream: LinkCall, body: bytes) -> int:
+        """Send a call and return its number. Raises `UnavailableError`."""
+        if self.closing:
+            raise UnavailableError(f"the connection to {self._target} ended before the call was made")
         number = self._next
         self._next += 1
         self._streams[number] = stream
@@ -160,6 +164,12 @@ class CallerLink(Link):
         elif not 0 < call < self._next:
             raise ProtocolViolation("a frame for a call that was never made")
         # Frames of a call that was given up may still be under way.
+
+    @override
+    def unusable(self, kind: int, call: int) -> None:
+        stream = self._streams.get(call)
+        if stream is not None:
+            stream.unusable(last=kind in (RESULT, ERROR))
 
     @override
     def loss_reason(self, exc: Exception | None) -> ToolhostError:
@@ -212,38 +222,52 @@ class LinkCall(CallStream):
     async def __aenter__(self) -> Self:
         if self._link is not None:
             raise UsageError("a call stream is entered once; make another call")
-        timeout = self._header.timeout
-        if timeout is None:
-            link = self._channel.standing() or await self._channel.open()
-        else:
-            link = await self._link_within(timeout)
         header = self._header
+        self._check_header()
+        loop = asyncio.get_running_loop()
+        deadline = None if header.timeout is None else loop.time() + header.timeout
+        link = await self._ready_link()
         limits = link.peer_limits
         assert limits is not None
-        body = link.pack([header.call_id, self._endpoint, self._method, timeout, header.meta, self._payload])
+        body = link.pack(
+            [header.call_id, self._endpoint, self._method, header.timeout, header.meta, self._payload]
+        )
         self._payload = None
         check_size(f"the payload for {self._name}", len(body), limits.max_frame)
         self._inbox = Inbox(link.limits.messages, link.limits.size, self._grant)
         self._window = SendWindow(limits.messages, limits.size)
-        self._link = link
         self._number = link.start(self, body)
+        self._link = link
+        if deadline is not None:
+            self._timer = loop.call_at(deadline, self._expire)
         return self
 
-    async def _link_within(self, timeout: float) -> CallerLink:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        if not timeout > 0:
-            raise self._too_late()
+    def _check_header(self) -> None:
+        # A peer ends the connection, and every call on it, over a header of wrong types.
+        header, timeout = self._header, self._header.timeout
+        texts = (header.call_id, self._endpoint, self._method)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(header.meta, dict):
+            raise UsageError("call id, endpoint and method of a call are text, and its meta is a dict")
+        if timeout is not None:
+            if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+                raise UsageError(f"timeout must be seconds or None, not {timeout!r}")
+            if not timeout > 0:
+                raise self._too_late()
+
+    async def _ready_link(self) -> CallerLink:
+        """A connection that takes more, within this call's time."""
         link = self._channel.standing()
-        if link is None:
-            try:
-                with anyio.fail_after(timeout):
-                    link = await self._channel.open()
-            except TimeoutError as exc:
-                if isinstance(exc, ToolhostError):
-                    raise
-                raise self._too_late() from None
-        self._timer = loop.call_at(deadline, self._expire)
+        if link is not None and not link.congested:
+            return link
+        try:
+            with anyio.fail_after(self._header.timeout):
+                link = link or await self._channel.open()
+                if link.congested:
+                    await link.drained()
+        except TimeoutError as exc:
+            if isinstance(exc, ToolhostError):
+                raise
+            raise self._too_late() from None
         return link
 
     @property
@@ -273,6 +297,14 @@ class LinkCall(CallStream):
             self._inbox.put(Frame(TYPE_KINDS[kind], unpack(body)), len(body))
         else:
             raise ProtocolViolation(f"a frame of type {kind}, which a server does not send")
+
+    def unusable(self, *, last: bool) -> None:
+        """A frame came whose payload cannot be decoded here; *last*: no other will come."""
+        self._inbox.close(InternalError(f"{self._name} sent a dict with a list for a key"))
+        if last:
+            self._finish()
+        else:
+            self._ask_to_stop()
 
     def end(self, error: ToolhostError) -> None:
         """No frame will come any more."""

@@ -41,6 +41,13 @@ class ProtocolViolation(Exception):
     """The peer sent what it may not. Ends the connection, never leaves this package."""
 
 
+class UnusablePayload(Exception):
+    """The peer sent a dict with a list for a key: a tuple there is Python's, a list here cannot be a key.
+
+    Packing cannot tell, so it shows on arrival; it ends the call and not the connection.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one side of a connection accepts.
@@ -84,20 +91,15 @@ class Packer:
 
 
 def unpack(body: bytes | memoryview) -> Any:
-    """Decode one msgpack value from an untrusted peer. Raises `ProtocolViolation`."""
+    """Decode one msgpack value from an untrusted peer. Raises `ProtocolViolation` or `UnusablePayload`."""
     try:
         return msgpack.unpackb(
             body, raw=False, strict_map_key=False, unicode_errors="surrogatepass", ext_hook=_refuse_extension
         )
-    # Everything msgpack raises, and unhashable keys; sizes claimed beyond the frame are refused by msgpack.
-    except (
-        ValueError,
-        TypeError,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-        msgpack.UnpackException,
-    ) as exc:
+    except TypeError as exc:  # an unhashable key
+        raise UnusablePayload from exc
+    # Everything else that msgpack raises; sizes claimed beyond the frame it refuses itself.
+    except (ValueError, OverflowError, MemoryError, RecursionError, msgpack.UnpackException) as exc:
         raise ProtocolViolation(f"a body is not msgpack ({type(exc).__name__})") from exc
 
 

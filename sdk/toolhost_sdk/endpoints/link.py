@@ -25,6 +25,7 @@ from toolhost_sdk.endpoints.codec import (
     Limits,
     Packer,
     ProtocolViolation,
+    UnusablePayload,
     unpack,
 )
 from toolhost_sdk.endpoints.envelope import to_envelope
@@ -58,6 +59,10 @@ class Link(asyncio.Protocol, ABC):
         """Take one frame after the greeting. Raises `ProtocolViolation`."""
 
     @abstractmethod
+    def unusable(self, kind: int, call: int) -> None:
+        """The payload of this frame is well formed and cannot be held here. Concerns its call alone."""
+
+    @abstractmethod
     def lost(self, error: ToolhostError) -> None:
         """The connection is gone. Called once."""
 
@@ -84,7 +89,10 @@ class Link(asyncio.Protocol, ABC):
         try:
             for kind, call, body in self._parser.feed(data):
                 if self.peer_limits is not None:
-                    self.handle(kind, call, body)
+                    try:
+                        self.handle(kind, call, body)
+                    except UnusablePayload:
+                        self.unusable(kind, call)
                 elif kind == HELLO:
                     self.peer_limits = _peer_limits(unpack(body))
                     self.greeted()
@@ -94,7 +102,7 @@ class Link(asyncio.Protocol, ABC):
                     raise ProtocolViolation("a frame before the greeting")
                 if self._closing:
                     return
-        except ProtocolViolation as violation:
+        except (ProtocolViolation, UnusablePayload) as violation:
             self._refuse(violation)
 
     @override
@@ -170,7 +178,7 @@ class Link(asyncio.Protocol, ABC):
     def describe(self) -> str:
         return "a peer"
 
-    def _refuse(self, violation: ProtocolViolation) -> None:
+    def _refuse(self, violation: Exception) -> None:
         logger.warning("closed the connection of %s: it broke the protocol: %s", self.describe(), violation)
         self.close(UnavailableError(f"the connection was closed: the peer broke the protocol: {violation}"))
 

@@ -52,7 +52,7 @@ from toolhost_sdk.errors import (
 logger = logging.getLogger(__name__)
 
 _CLOSE_WAIT: Final = 2.0
-_Stop = Literal["caller", "deadline", "lost", "closing"]
+_Stop = Literal["caller", "deadline", "lost", "closing", "unusable"]
 
 
 class ServedLink(Link):
@@ -124,6 +124,14 @@ class ServedLink(Link):
             return
         self._calls[number] = call
         call.start()
+
+    @override
+    def unusable(self, kind: int, call: int) -> None:
+        running = self._calls.get(call)
+        if running is not None:
+            running.stop("unusable")
+        elif kind == CALL:
+            self.write(ERROR, call, self.pack(to_envelope(_unusable())))
 
     def forget(self, number: int) -> None:
         self._calls.pop(number, None)
@@ -260,6 +268,8 @@ class ServedCall(IncomingCall):
                 )
             case "lost" | "closing":
                 return UnavailableError(f"the server closed while {self._name} ran")
+            case "unusable":
+                return _unusable()
             case _:
                 assert_never(why)
 
@@ -291,6 +301,12 @@ class ServedCall(IncomingCall):
     @override
     async def peer_gone(self) -> None:
         await self._link.gone.wait()
+
+
+def _unusable() -> UsageError:
+    return UsageError(
+        "a payload holds a dict with a list or tuple for a key; keys are text, bytes or numbers"
+    )
 
 
 def _parse_call(fields: Any) -> tuple[CallHeader, str, str, Any]:

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolhost_sdk.endpoints.codec import HEAD, FrameParser, Limits, Packer, ProtocolViolation, unpack
+from toolhost_sdk.endpoints.codec import (
+    HEAD,
+    FrameParser,
+    Limits,
+    Packer,
+    ProtocolViolation,
+    UnusablePayload,
+    unpack,
+)
 from toolhost_sdk.errors import UsageError
 
 PLAIN = st.recursive(
@@ -66,7 +74,6 @@ BAD = {
     "huge arrays": b"\xdd\x00\x00\x01\x00" * 50 + b"\xc0" * 200,
     "huge text": b"\xdb\xff\xff\xff\xff",
     "extension": b"\xd4\x05\x00",
-    "list as key": b"\x81\x90\xc0",
     "no UTF-8": b"\xa1\xff",
     "never used": b"\xc1",
 }
@@ -78,9 +85,14 @@ def test_a_malformed_body_is_a_violation(body: bytes) -> None:
         unpack(body)
 
 
+def test_a_list_for_a_key_concerns_its_call_alone() -> None:
+    with pytest.raises(UnusablePayload):
+        unpack(Packer().pack({(1, 2): 3}))
+
+
 @given(st.binary(max_size=300))
 def test_random_bytes_are_a_value_or_a_violation(body: bytes) -> None:
-    with contextlib.suppress(ProtocolViolation):
+    with contextlib.suppress(ProtocolViolation, UnusablePayload):
         unpack(body)
 
 

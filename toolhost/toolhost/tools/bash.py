@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 from pydantic import Field
 from typing_extensions import override
 
@@ -233,7 +234,8 @@ async def _end(book: JobBook, starting: asyncio.Future[Any]) -> None:
         await book.executor.terminate(info.id)
 
     ending_task = asyncio.ensure_future(end())
-    await asyncio.wait({ending_task}, timeout=_END_SECONDS)
+    with anyio.CancelScope(shield=True):
+        await asyncio.wait({ending_task}, timeout=_END_SECONDS)
 
 
 def _facts(finished: _Finished, view: Rendered | None) -> str:

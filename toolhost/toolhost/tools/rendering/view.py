@@ -94,8 +94,8 @@ class OutputView:
             for lines in self._filters.values():
                 lines.skip(size)
             return
-        self._close()
-        self._lines.skip(size, newlines)
+        unfinished = self._close()  # their line ends are among those passed over
+        self._lines.skip(size, None if newlines is None else max(newlines - unfinished, 0))
 
     def finish(self, sizes: Mapping[Stream, int] | None = None) -> Rendered:
         """The text. *sizes* are the streams' lengths where they are known better than by what was fed."""
@@ -115,11 +115,13 @@ class OutputView:
         whole = cut.whole and not self._clipped and not binary
         return Rendered(text="\n".join(parts), whole=whole, shown=shown)
 
-    def _close(self) -> None:
-        for stream, lines in self._filters.items():
-            for line in lines.close():
-                self._add(stream, line, self._offset)
+    def _close(self) -> int:
+        """Add what stands unfinished; returns how many lines that were."""
+        rest = [(stream, line) for stream, lines in self._filters.items() for line in lines.close()]
+        for stream, line in rest:
+            self._add(stream, line, self._offset)
         self._filters = {}
+        return len(rest)
 
     def _add(self, stream: Stream, line: Line, offset: int) -> None:
         visible = Line(self._masker.mask(show(line.text)), line.missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +144,39 @@ def test_a_minted_token_stands_alone_on_stdout(tmp_path: Path, capsys: Capture) 
 
     assert capsys.readouterr().out == "th_x\n"
     assert host.requests[0]["body"] == {"label": "ci", "scopes": ["bash"], "ttl": 7200.0}
+
+
+def test_the_list_of_tokens_says_what_is_still_valid(tmp_path: Path, capsys: Capture) -> None:
+    now = time.time()
+    tokens = [
+        {"id": "1", "label": "a", "scopes": ["*", "control"], "created_at": now - 7300, "expires_at": None},
+        {
+            "id": "2",
+            "label": "b",
+            "scopes": ["bash"],
+            "created_at": now - 9,
+            "expires_at": now + 86400 * 30 + 9,
+        },
+        {"id": "3", "label": "c", "scopes": ["bash"], "created_at": now - 9, "expires_at": now - 1},
+        {
+            "id": "4",
+            "label": "d",
+            "scopes": ["bash"],
+            "created_at": now - 9,
+            "expires_at": None,
+            "revoked": True,
+        },
+    ]
+    with fake_host(tmp_path / "h", {("GET", "/tokens"): (200, tokens)}) as host:
+        run(["token", "list", "--home", str(host.home)])
+
+    assert capsys.readouterr().out.splitlines() == [
+        "ID  LABEL  SCOPES     AGE  VALID",
+        "1   a      * control  2 h  until revoked",
+        "2   b      bash       9 s  for 30 d",
+        "3   c      bash       9 s  expired",
+        "4   d      bash       9 s  revoked",
+    ]
 
 
 def test_config_for_claude_mints_a_token_for_these_servers_only(tmp_path: Path, capsys: Capture) -> None:

@@ -74,18 +74,20 @@ class Terminal:
             host.communicate(timeout=30)
 
 
-def processes_of(home: Path) -> list[str]:
-    """Command lines of living processes that name *home*, as words of their arguments."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if os.fsencode(home) in line:
-                found.append(line.replace(b"\0", b" ").decode(errors="replace"))
-    return found
+def everyone() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def processes_of(home: Path) -> list[int]:
+    """Living processes other than this one with *home* in an argument."""
+    return [pid for pid in everyone() if pid != os.getpid() and os.fsencode(home) in command_line(pid)]
 
 
 @pytest.mark.ray
@@ -207,6 +209,30 @@ def test_a_class_of_the_users_is_spawned_from_its_own_directory(
     assert (spawned.returncode, said.stdout) == (0, "ahoy\n"), spawned
     assert (taken.returncode, taken.stderr.endswith("[conflict]\n")) == (1, True), taken
     assert stopped.stdout == "mine is stopped\n"
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_after_everything_was_killed_a_sweep_leaves_nothing_and_the_home_serves_again(tmp_path: Path) -> None:
+    """LEASE-R3, ZERO-1, ZERO-2: the job's record says `lost`, with no exit code."""
+    terminal = Terminal(tmp_path / "home")
+    with terminal.serving() as (host, _):
+        terminal.run("call", "jobs", "run", "--arg", "command=setsid sleep 54321 & sleep 54321")
+        for pid in [host.pid, *processes_of(terminal.home)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        host.wait(timeout=20)
+
+    swept = terminal.run("sweep", "--json")
+    assert swept.returncode == 0, swept
+    assert eventually(lambda: not processes_of(terminal.home), what="the end of every process")
+    assert not [pid for pid in everyone() if b"sleep\x0054321" in command_line(pid)]
+
+    with terminal.serving():
+        found = terminal.run("call", "jobs", "run_status", "--arg", "job_id=job-1")
+
+    assert json.loads(found.stdout)["state"] == "failed", found
+    assert "lost" in found.stdout
 
 
 @contextmanager

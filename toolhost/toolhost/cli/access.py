@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -11,7 +12,7 @@ import typer
 from toolhost.cli import options
 from toolhost.cli.arguments import parse_duration
 from toolhost.cli.client import HostClient, connect
-from toolhost.cli.output import ago, note, table, write, write_json
+from toolhost.cli.output import ago, in_words, note, table, write, write_json
 from toolhost.client_config import ServerAccess, claude_commands, codex_toml, mcp_json, server_url
 from toolhost_sdk.errors import NotFoundError
 
@@ -53,7 +54,7 @@ def list_tokens(home: options.Home = None, json: options.Json = False) -> None:
     if json:
         write_json(tokens)
         return
-    table(("ID", "LABEL", "SCOPES", "AGE"), (_token_row(token) for token in tokens))
+    table(("ID", "LABEL", "SCOPES", "AGE", "VALID"), (_token_row(token) for token in tokens))
 
 
 @token_app.command("revoke")
@@ -119,4 +120,19 @@ def _chosen(client: HostClient, wanted: list[str] | None) -> list[str]:
 
 
 def _token_row(token: dict[str, Any]) -> list[str]:
-    return [str(token["id"]), str(token["label"]), " ".join(token["scopes"]), ago(float(token["created_at"]))]
+    return [
+        str(token["id"]),
+        str(token["label"]),
+        " ".join(token["scopes"]),
+        ago(float(token["created_at"])),
+        _validity(token),
+    ]
+
+
+def _validity(token: dict[str, Any]) -> str:
+    if token.get("revoked"):
+        return "revoked"
+    if (expires_at := token.get("expires_at")) is None:
+        return "until revoked"
+    left = float(expires_at) - time.time()
+    return f"for {in_words(left)}" if left > 0 else "expired"

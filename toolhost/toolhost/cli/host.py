@@ -125,11 +125,11 @@ def sweep(home: options.Home = None, json: options.Json = False) -> None:
     """End what a host of this home left behind, and nothing else. Safe beside a running host."""
     from toolhost_sdk.node.sweep import sweep_home
 
-    root = Home(chosen_settings(home).home).root
+    files = Home(chosen_settings(home).home)
     try:
-        ended = sweep_home(root)
+        ended = sweep_home(files.warden_dir)
     except FileNotFoundError:
-        raise NotFoundError(f"no host ever ran in {str(root)!r}, so nothing was left there") from None
+        raise NotFoundError(f"no host ever ran in {str(files.root)!r}, so nothing was left there") from None
     if json:
         write_json(ended)
     elif ended:

@@ -107,8 +107,12 @@ def _block_text(block: Mapping[str, Any]) -> str:
 
 
 def ago(wall_time: float) -> str:
-    """How long ago, in words: `45 s`, `12 min`, `3 h`, `5 d`."""
-    seconds = max(0.0, time.time() - wall_time)
+    """How long ago, in words."""
+    return in_words(max(0.0, time.time() - wall_time))
+
+
+def in_words(seconds: float) -> str:
+    """A duration in one unit: `45 s`, `12 min`, `3 h`, `5 d`."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{int(seconds // size)} {unit}"

@@ -153,7 +153,7 @@ class ServedLink(Link):
 
     @override
     def describe(self) -> str:
-        return f"pid {self.peer.pid}, uid {self.peer.uid}"
+        return "a caller" if self.peer.uid is None else f"pid {self.peer.pid}, uid {self.peer.uid}"
 
 
 class ServedCall(IncomingCall):

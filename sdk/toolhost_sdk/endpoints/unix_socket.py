@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 from pathlib import Path
 
 from toolhost_sdk.endpoints.channel import Peer
@@ -57,6 +58,10 @@ def _remove_stale(path: Path) -> None:
 
 def peer_of(sock: socket.socket) -> Peer:
     """Who is connected, as the kernel says."""
+    if sys.platform == "darwin":
+        # SOL_LOCAL with LOCAL_PEERCRED (a struct xucred: version, uid, ...) and LOCAL_PEERPID.
+        _, uid = struct.unpack_from("II", sock.getsockopt(0, 1, 76))
+        return Peer(pid=sock.getsockopt(0, 2), uid=uid)
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", credentials)
     return Peer(pid=pid, uid=uid)

@@ -271,6 +271,33 @@ async def test_a_violation_ends_its_connection_alone_and_is_logged_once(
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
 
+async def test_a_caller_that_never_reads_is_not_read_either(tmp_path: Path) -> None:
+    answered, size = 0, 1 << 19
+
+    async def answer(call: IncomingCall) -> Any:
+        nonlocal answered
+        answered += 1
+        return bytes(size)
+
+    async with serve_unix(answer, tmp_path / "s.sock"):
+        _, writer = await asyncio.open_unix_connection(tmp_path / "s.sock")
+        writer.write(HELLO_FRAME)
+        channel = UnixChannel(tmp_path / "s.sock")
+        number, blocked = 0, False
+        while not blocked:  # with calls of 4 KiB, until no buffer on the way takes more
+            number += 1
+            writer.write(frame(CALL, number, pack(["id", "e", "m", None, {}, bytes(4096)])))
+            with anyio.move_on_after(0.3) as scope:
+                await writer.drain()
+            blocked = scope.cancelled_caught
+
+        assert answered < number
+        assert answered * size < 64 << 20  # the mark, and what one read of the socket held
+        assert len(await channel.request("e", "m")) == size
+        writer.transport.abort()
+        await channel.aclose()
+
+
 async def test_frames_for_a_call_that_ended_are_no_violation(path: Path) -> None:
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(HELLO_FRAME + call_frame(1, "echo"))

@@ -6,11 +6,14 @@ The proof of a call is the chain: the model asks for it, the next model request 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.clients.claude import Claude
 from tests.clients.messages_stub import MessagesStub, PlannedCall, messages_stub
+from tests.clients.rig import Rig
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from toolhost import ToolHost
@@ -73,3 +76,37 @@ def test_claude_talks_to_nobody_but_its_model(running_host: ToolHost, new_claude
 
         assert claude.isolated_environment()["ANTHROPIC_BASE_URL"] == stub.url
     assert {request.headers["x-api-key"] for request in stub.requests} == {"sk-dummy-for-tests"}
+
+
+def test_claude_is_given_a_long_output_inline_and_shortened(
+    running_host: ToolHost, new_claude: NewClaude
+) -> None:
+    """CLIENT-R4: past its own limit Claude Code would show a path and the first 2 KB."""
+    command = PlannedCall("mcp__bash__run_command", {"command": "seq 1 40000"})
+    servers = running_host.mcp_config(["bash"])["mcpServers"]
+    with messages_stub([command]) as stub:
+        new_claude(stub).ask("count", servers, allow="mcp__bash")
+
+    text = stub.with_results()[0].result_text()
+    assert "1\n2\n3\n" in text
+    assert "39999\n40000\n" in text
+    assert len(text) < 50_000
+
+
+def test_claude_waits_for_a_server_that_restarts_and_reads_its_answer(
+    everything_rig: Rig, new_claude: NewClaude
+) -> None:
+    """DISP-R3, CLIENT-R6: a call is held, never answered with an error of HTTP."""
+    servers = {"everything": {"type": "http", "url": f"{everything_rig.url}/everything/mcp"}}
+    everything_rig.move("everything", "restarting")
+    with messages_stub([PlannedCall("mcp__everything__greet", {"name": "Ada"})]) as stub:
+        claude = new_claude(stub)
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(claude.ask, "greet Ada", servers, allow="mcp__everything")
+            eventually(
+                lambda: any(request.tools for request in stub.requests), within=30, what="the model's turn"
+            )
+            everything_rig.move("everything", "ready")
+            asked.result(timeout=90)
+
+    assert stub.with_results()[0].result_text() == "Hello, Ada!"

@@ -10,6 +10,7 @@ import pytest
 from tests.clients.claude import Claude
 from tests.clients.environments import AGENT_SDK, OLD_MCP, PythonEnvironment
 from tests.clients.messages_stub import MessagesStub, PlannedCall, messages_stub
+from tests.support.clients import call_text, connected
 
 if TYPE_CHECKING:
     from toolhost import ToolHost
@@ -63,3 +64,14 @@ def test_the_agent_sdk_calls_a_function_and_its_model_reads_the_text(
         environment.run("agent_sdk.py", asked, timeout=90)
 
     assert stub.with_results()[0].result_text() == "Hello, Ada!"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ["auto", "legacy", "2026-07-28"])
+async def test_the_current_sdk_calls_a_function_in_each_of_its_modes(
+    running_host: ToolHost, mode: str
+) -> None:
+    """CTEST-R4"""
+    token = running_host.mint_token(scopes=["everything"])
+    async with connected(f"{running_host.url}/everything/mcp", token, mode=mode) as client:
+        assert await call_text(client, "greet", {"name": "Ada"}) == "Hello, Ada!"

@@ -1,0 +1,86 @@
+"""A real warden of a test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+from tests.support.waiting import alive, eventually
+
+from toolhost_sdk.endpoints.unix_client import UnixChannel
+from toolhost_sdk.errors import UnavailableError
+from toolhost_sdk.node import procfs
+from toolhost_sdk.node.client import WardenClient
+from toolhost_sdk.node.start import ensure_warden
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warden:
+    """A running warden, its home and its socket."""
+
+    home: Path
+    runtime: Path
+    instance: str
+    socket: Path
+    pid: int
+
+    @classmethod
+    def start(cls, place: Path, **options: Any) -> Warden:
+        options = {"ttl": 120.0, "instance": "test", **options}
+        instance = options.pop("instance")
+        home, runtime = place / "home", place / "run"
+        socket = ensure_warden(home, runtime, instance, **options)
+        pid = int(json.loads((home / "warden.json").read_text())["pid"])
+        return cls(home=home, runtime=runtime, instance=instance, socket=socket, pid=pid)
+
+    @classmethod
+    @contextmanager
+    def started(cls, place: Path, **options: Any) -> Iterator[Warden]:
+        warden = cls.start(place, **options)
+        try:
+            yield warden
+        finally:
+            warden.stop()
+
+    def client(self) -> WardenClient:
+        return WardenClient(UnixChannel(self.socket))
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def zygote(self) -> int:
+        return next(pid for pid in procfs.children(self.pid) if procfs.name(pid) == "th-zygote")
+
+    def init_of(self, pid: int) -> int:
+        """The init of the leader *pid*."""
+        found = procfs.parent(pid)
+        assert found is not None and procfs.name(found) == "th-init"
+        return found
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+        eventually(lambda: not alive(self.pid), what="the warden's death")
+
+    def stop(self) -> None:
+        """End it and wait until it and its zygote are gone."""
+        if not alive(self.pid):
+            return
+        zygote = self.zygote()
+        anyio.run(self._stop)
+        eventually(lambda: not alive(self.pid) and not alive(zygote), within=15, what="the warden's end")
+
+    async def _stop(self) -> None:
+        client = self.client()
+        try:
+            await client.stop()
+        except UnavailableError:
+            pass
+        finally:
+            await client.aclose()

@@ -28,6 +28,7 @@ from toolhost.tools.rendering import Masker, Rendered, ending, seconds, size, tr
 from toolhost.tools.server import tool
 from toolhost.tools.shell_text import check_command, check_seconds, secret_values
 from toolhost_sdk.errors import UsageError
+from toolhost_sdk.node import environment
 from toolhost_sdk.node.port import CommandSpec, JobRecord
 
 SMALLEST_OUTPUT = 1000
@@ -91,6 +92,8 @@ class BashTool(HasJobs):
         self._timeout = check_seconds("timeout", timeout, limit=self._max_timeout)
         self._yield_after = check_seconds("yield_after", yield_after, limit=LONGEST_WAIT)
         self._command_env = dict(env or {})
+        # What every shell starts with; names whose values depend on the user stand with an empty one.
+        self._given = environment.build(self._command_env, label="", user="", home="", shell="")
         self._user = user
         self._max_output = max_output
         self._persistent = persistent
@@ -202,7 +205,7 @@ class BashTool(HasJobs):
             if not record.done:
                 await book.executor.untie(info.id)
             elif self._persistent:
-                report = parse_report(await book.executor.read_report(info.id), self._command_env)
+                report = parse_report(await book.executor.read_report(info.id), self._given)
         except asyncio.CancelledError:
             await _end(book, starting)
             raise

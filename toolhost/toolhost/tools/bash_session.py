@@ -44,8 +44,9 @@ _PERSISTENT = (
     + r"""{ printf 'start\0'; [ -z "$3" ] || builtin cd -- "$3" 2>/dev/null || printf lost; printf '\0'; } >&3; """
     + f"set --; __toolhost_save={shlex.quote(_SAVE)}; "
     + f"trap {shlex.quote(_RUN_SAVE)} EXIT; "
-    + """eval "$__toolhost_state" >/dev/null 2>&1; unset __toolhost_state; """
-    + f"""eval "$__toolhost_script" 3>&-; {_RUN_SAVE}; exit "$__toolhost_code\""""
+    # The state may define functions named like builtins, hence the long spellings.
+    + r"""eval "$__toolhost_state" >/dev/null 2>&1; \builtin unset __toolhost_state; """
+    + rf"""\builtin eval "$__toolhost_script" 3>&-; {_RUN_SAVE}; \builtin exit "$__toolhost_code" """
 )
 _INDEPENDENT = _READ + 'exec </dev/null; set --; unset __toolhost_state; eval "$__toolhost_script"'
 _TRACING = frozenset({"xtrace", "verbose"})  # set on the script's own first line, not to show our lines
@@ -120,7 +121,7 @@ def parse_report(data: bytes | None, environment: Mapping[str, str | None]) -> R
     """Read descriptor 3's bytes.
 
     Args:
-        environment: what the operator gave the shell; a variable that still has its value is not kept, so that a
+        environment: what the shell was given; a variable that still has its value is not kept, so that a
             changed configuration takes effect and no secret of it lies in a snapshot.
     """
     fields = os.fsdecode(data or b"").split("\0")

@@ -19,6 +19,7 @@ from toolhost_sdk.endpoints.channel import FrameKind
 from toolhost_sdk.errors import LimitExceededError, UsageError
 
 PROTOCOL_VERSION: Final = 1
+_APART: Final = 4096  # pieces of a frame below this are gathered in one buffer
 HEAD: Final = struct.Struct(">IBQ")
 HEAD_AFTER_LENGTH: Final = HEAD.size - 4
 CREDIT_BODY: Final = struct.Struct(">II")
@@ -121,11 +122,12 @@ def check_size(what: str, size: int, limit: int) -> None:
 class FrameParser:
     """Cuts a byte stream into frames. Holds at most one incomplete frame and what came with it."""
 
-    __slots__ = ("_held", "_max_frame", "_needed")
+    __slots__ = ("_held", "_held_size", "_max_frame", "_needed")
 
     def __init__(self, max_frame: int) -> None:
         self._max_frame = max_frame
-        self._held = bytearray()
+        self._held: list[bytes | bytearray | memoryview] = []  # joined once, when a frame is whole
+        self._held_size = 0
         self._needed = 0
 
     def feed(self, data: bytes) -> list[tuple[int, int, memoryview]]:
@@ -134,19 +136,18 @@ class FrameParser:
         Raises:
             ProtocolViolation: a frame is longer than allowed, or too short to be one.
         """
-        chunk: bytes | bytearray = data
         if self._held:
-            self._held += data
-            if len(self._held) < self._needed:
+            self._hold(data)
+            if self._held_size < self._needed:
                 return []
-            # Hand the buffer over instead of cutting it: views into it stay valid and nothing is copied.
-            chunk, self._held = self._held, bytearray()
+            data = b"".join(self._held)
+            self._held, self._held_size = [], 0
         frames = []
-        view = memoryview(chunk)
-        at, end = 0, len(chunk)
+        view = memoryview(data)
+        at, end = 0, len(data)
         self._needed = HEAD.size
         while end - at >= HEAD.size:
-            length, kind, call = HEAD.unpack_from(chunk, at)
+            length, kind, call = HEAD.unpack_from(data, at)
             if not HEAD_AFTER_LENGTH <= length <= self._max_frame:
                 raise ProtocolViolation(f"a frame of {length} bytes (the limit is {self._max_frame})")
             if end - at < 4 + length:
@@ -155,5 +156,14 @@ class FrameParser:
             frames.append((kind, call, view[at + HEAD.size : at + 4 + length]))
             at += 4 + length
         if at < end:
-            self._held += view[at:]
+            self._hold(view[at:])
         return frames
+
+    def _hold(self, data: bytes | memoryview) -> None:
+        self._held_size += len(data)
+        if len(data) >= _APART:
+            self._held.append(data)
+        elif self._held and isinstance(self._held[-1], bytearray):
+            self._held[-1] += data  # a peer that sends byte by byte must not cost an object for each
+        else:
+            self._held.append(bytearray(data))

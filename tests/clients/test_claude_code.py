@@ -5,15 +5,20 @@ The proof of a call is the chain: the model asks for it, the next model request 
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.clients.claude import Claude
 from tests.clients.messages_stub import MessagesStub, PlannedCall, messages_stub
-from tests.clients.rig import Rig
 from tests.support.waiting import eventually
+
+from toolhost.tools import ToolServer, tool
 
 if TYPE_CHECKING:
     from toolhost import ToolHost
@@ -93,20 +98,33 @@ def test_claude_is_given_a_long_output_inline_and_shortened(
     assert len(text) < 50_000
 
 
-def test_claude_waits_for_a_server_that_restarts_and_reads_its_answer(
-    everything_rig: Rig, new_claude: NewClaude
-) -> None:
-    """DISP-R3, CLIENT-R6: a call is held, never answered with an error of HTTP."""
-    servers = {"everything": {"type": "http", "url": f"{everything_rig.url}/everything/mcp"}}
-    everything_rig.move("everything", "restarting")
-    with messages_stub([PlannedCall("mcp__everything__greet", {"name": "Ada"})]) as stub:
-        claude = new_claude(stub)
-        with ThreadPoolExecutor(1) as threads:
-            asked = threads.submit(claude.ask, "greet Ada", servers, allow="mcp__everything")
-            eventually(
-                lambda: any(request.tools for request in stub.requests), within=30, what="the model's turn"
-            )
-            everything_rig.move("everything", "ready")
-            asked.result(timeout=90)
+class Restless(ToolServer):
+    """Its first call ends with its process."""
 
-    assert stub.with_results()[0].result_text() == "Hello, Ada!"
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    @tool(read_only=True)
+    async def look(self) -> str:
+        """Looks."""
+        if (self._folder / "pid").exists():
+            return "seen after all"
+        (self._folder / "pid").write_text(str(os.getpid()))
+        await asyncio.sleep(60)
+        return "never"
+
+
+def test_claude_waits_for_a_server_that_dies_in_its_call_and_reads_the_answer(
+    running_host: ToolHost, new_claude: NewClaude, tmp_path: Path
+) -> None:
+    """DISP-R3, CLIENT-R6, ACC-4: a harmless call is made again, and no client sees an error of HTTP."""
+    running_host.spawn(Restless.bind(folder=str(tmp_path)), name="restless", isolation="process")
+    servers = running_host.mcp_config(["restless"])["mcpServers"]
+    with messages_stub([PlannedCall("mcp__restless__look")]) as stub, ThreadPoolExecutor(1) as threads:
+        claude = new_claude(stub)
+        asked = threads.submit(claude.ask, "look", servers, allow="mcp__restless")
+        eventually((tmp_path / "pid").exists, within=30, what="the call")
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        asked.result(timeout=90)
+
+    assert stub.with_results()[0].result_text() == "seen after all"

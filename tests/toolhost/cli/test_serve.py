@@ -92,10 +92,8 @@ def processes_of(home: Path) -> list[int]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_host_serves_a_second_terminal_and_ends_cleanly(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_host_serves_a_second_terminal_and_ends_cleanly(number: signal.Signals, terminal: Terminal) -> None:
     """ZERO-1: nothing of it is left."""
-    terminal = Terminal(tmp_path / "home")
-
     with terminal.serving() as (host, facts):
         called = terminal.run("call", "bash", "run_command", "--arg", "command=echo $((6*7))")
         listed = json.loads(terminal.run("list", "--json").stdout)
@@ -113,6 +111,13 @@ def test_a_host_serves_a_second_terminal_and_ends_cleanly(number: signal.Signals
     assert (code, took < 10) == (0, True), took
     assert not (terminal.home / "host.json").exists()
     assert eventually(lambda: not processes_of(terminal.home), what="the end of every process")
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """A home with a path so short that Ray's files, and so its processes' arguments, are below it as well."""
+    with tempfile.TemporaryDirectory(prefix="th-cli-") as base:
+        yield Terminal(Path(base) / "home")
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +218,10 @@ def test_a_class_of_the_users_is_spawned_from_its_own_directory(
 
 @pytest.mark.ray
 @pytest.mark.faults
-def test_after_everything_was_killed_a_sweep_leaves_nothing_and_the_home_serves_again(tmp_path: Path) -> None:
+def test_after_everything_was_killed_a_sweep_leaves_nothing_and_the_home_serves_again(
+    terminal: Terminal,
+) -> None:
     """LEASE-R3, ZERO-1, ZERO-2: the job's record says `lost`, with no exit code."""
-    terminal = Terminal(tmp_path / "home")
     with terminal.serving() as (host, _):
         terminal.run("call", "jobs", "run", "--arg", "command=setsid sleep 54321 & sleep 54321")
         for pid in [host.pid, *processes_of(terminal.home)]:
@@ -235,6 +241,21 @@ def test_after_everything_was_killed_a_sweep_leaves_nothing_and_the_home_serves_
     assert "lost" in found.stdout
 
 
+@pytest.mark.ray
+def test_a_host_that_is_interrupted_while_it_starts_leaves_nothing(terminal: Terminal) -> None:
+    """ZERO-1"""
+    command = [*TOOLHOST, "serve", "--port", "0"]
+    starting = subprocess.Popen(command, env=terminal.environment, stdout=subprocess.PIPE, text=True)
+    eventually(lambda: processes_of(terminal.home), within=30, what="the start of Ray")
+
+    starting.send_signal(signal.SIGTERM)
+    shown, _ = starting.communicate(timeout=40)
+
+    assert (starting.returncode, shown) == (130, "")
+    assert not (terminal.home / "host.json").exists()
+    assert eventually(lambda: not processes_of(terminal.home), what="the end of every process")
+
+
 @contextmanager
 def occupied(ports: range) -> Iterator[None]:
     with ExitStack() as stack:
@@ -245,10 +266,8 @@ def occupied(ports: range) -> Iterator[None]:
 
 
 @pytest.mark.ray
-def test_down_stops_a_host_that_no_occupied_port_kept_from_starting(tmp_path: Path) -> None:
+def test_down_stops_a_host_that_no_occupied_port_kept_from_starting(terminal: Terminal) -> None:
     """HOST-R1, HOST-A5"""
-    terminal = Terminal(tmp_path / "home")
-
     with occupied(range(8000, 8100)), terminal.serving("--no-default-servers") as (host, facts):
         done = terminal.run("down")
         code = host.wait(timeout=20)

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from toolhost.cli.host import own_version
-from toolhost.cli.output import note, patience, write, write_json
+from toolhost.cli.output import patience, write, write_json
 from toolhost.client_config import ServerAccess, claude_commands, reachable_url, server_url
 from toolhost.settings import Settings
 from toolhost_sdk.errors import UnavailableError, UsageError
@@ -69,8 +69,8 @@ def serve_host(options: ServeOptions) -> None:
             interrupted.started()
             _announce(host, names, work_dir, as_json=options.json)
             host.wait_for_shutdown(interrupted)
-        except KeyboardInterrupt:
-            note("interrupted while starting")
+        except SystemExit:  # from Ray's handler of SIGTERM, which stands in for ours while Ray starts
+            raise KeyboardInterrupt from None
         finally:
             interrupted.started()  # from here on a second Ctrl-C must not stop the cleaning up
             host.close()

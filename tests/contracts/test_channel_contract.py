@@ -193,6 +193,17 @@ async def test_cancel_ends_the_handler_and_the_stream(channel: LinkChannel, name
     assert await channel.request("probe", "marks", f"ended {name}") == 1
 
 
+async def test_nothing_under_way_is_delivered_after_a_cancel(channel: LinkChannel, name: str) -> None:
+    async with channel.call("probe", "flood", [name, 10]) as stream:
+        frames = aiter(stream)
+        for _ in range(SMALL.messages):  # half of it is granted again: frames are on their way
+            await anext(frames)
+        await stream.cancel()
+        await marked(channel, f"ended {name}")
+        with pytest.raises(CancelledByCaller):
+            await anext(frames)
+
+
 async def test_leaving_the_block_early_cancels_the_handler(channel: LinkChannel, name: str) -> None:
     async with channel.call("probe", "hang", name):
         await marked(channel, f"started {name}")

@@ -380,7 +380,9 @@ class LinkCall(CallStream):
         self._ask_to_stop()
         self._handler_ended = asyncio.Event()
         # Shielded: an anyio scope that was cancelled would end this wait at once, and the handler unawaited.
-        with anyio.move_on_after(_EXIT_WAIT, shield=True):
-            await self._handler_ended.wait()
-        if not self._over:
-            self._finish()
+        try:
+            with anyio.move_on_after(_EXIT_WAIT, shield=True):
+                await self._handler_ended.wait()
+        finally:
+            if not self._over:
+                self._finish()

@@ -99,13 +99,16 @@ class Inbox:
             raise ProtocolViolation("a frame beyond the credit of its call")
         self._messages -= 1
         self._size -= size
-        self._items.append((item, size))
-        self._wake()
+        self._append(item, size)
 
     def put_last(self, item: Any) -> None:
         """Add the terminal item, which needs no credit: there is one per call."""
-        self._items.append((item, -1))
-        self._wake()
+        self._append(item, -1)
+
+    def _append(self, item: Any, size: int) -> None:
+        if self._error is None:  # what was under way when the reader's end came is dropped
+            self._items.append((item, size))
+            self._wake()
 
     def close(self, error: BaseException, *, at_once: bool = False) -> None:
         """Readers get *error* once what is here was read, or *at_once*. The first close wins unless at once."""

@@ -6,7 +6,6 @@ Rules of this file: the executor's record is the truth about the state; a thread
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
@@ -22,6 +21,7 @@ logger = logging.getLogger(__name__)
 Result = dict[str, Any] | None
 Work = Callable[["JobContext"], Result] | Callable[["JobContext"], Awaitable[Result]]
 _GRACE = 1.5  # seconds told work has before its record ends without it
+_PUMP_SECONDS = 30.0
 _PENDING = 1 << 20  # bytes a thread may be ahead of the log
 
 
@@ -39,6 +39,7 @@ class JobContext:
         self._outbox: list[tuple[Stream, bytes]] = []
         self._progress: dict[str, Any] | None = None
         self._pending = 0
+        self._closed = False
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -77,14 +78,10 @@ class JobContext:
         self._put(stream, data)
 
     async def pump(self) -> None:
-        """Carry output and progress to the executor, in order, for as long as the work runs."""
-        while True:
+        """Carry output and progress to the executor, in order, until `close` and all of it is there."""
+        while not (self._closed and not self._outbox and self._progress is None):
             await self._wake.wait()
             self._wake.clear()
-            await self.flush()
-
-    async def flush(self) -> None:
-        while self._outbox or self._progress is not None:
             outbox, self._outbox = self._outbox, []
             progress, self._progress = self._progress, None
             for stream, data in outbox:
@@ -93,6 +90,15 @@ class JobContext:
             self._room.set()
             if progress is not None:
                 await self._executor.progress_hosted(self._job, progress)
+
+    def release(self) -> None:
+        """Let a thread go on that waits for the log to catch up."""
+        self._room.set()
+
+    def close(self) -> None:
+        """No more will come."""
+        self._closed = True
+        self._wake.set()
 
 
 class Jobs:
@@ -126,14 +132,19 @@ class Jobs:
         pump = loop.create_task(context.pump())
         watch = loop.create_task(_watch_for_end(executor, record.id))
         try:
-            await asyncio.wait({running, watch}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({running, watch, pump}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
                 context.cancelled = True
+                context.release()
                 if not context.in_thread:
                     running.cancel()
                 await asyncio.wait({running}, timeout=_GRACE)
-            pump.cancel()
-            await _finish(executor, record, context, running)
+            context.close()
+            # Never cancelled half way: no byte is lost or doubled.
+            await asyncio.wait({pump}, timeout=_PUMP_SECONDS)
+            if pump.done() and (error := pump.exception()) is not None and not context.cancelled:
+                raise error
+            await self._finish(record, context, running)
             if not running.done():
                 logger.warning(
                     "work of job %s goes on after its end: it does not look at `cancelled`", record.handle
@@ -158,6 +169,17 @@ class Jobs:
         result: Result = await value if inspect.isawaitable(value) else value
         return result
 
+    async def _finish(self, record: JobRecord, context: JobContext, running: asyncio.Future[Result]) -> None:
+        finish = self._book.executor.finish_hosted
+        if not running.done() or running.cancelled():
+            await finish(record.id, cause="cancelled")
+        elif (error := running.exception()) is None:
+            await finish(record.id, result=running.result())
+        elif isinstance(error, CancelledByCaller) and context.cancelled:
+            await finish(record.id, cause="cancelled")
+        else:
+            await finish(record.id, error=to_envelope(error))
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -170,21 +192,6 @@ async def _watch_for_end(executor: Executor, job: str) -> None:
         if chunk.state != "running":
             return
         size = chunk.size
-
-
-async def _finish(
-    executor: Executor, record: JobRecord, context: JobContext, running: asyncio.Future[Result]
-) -> None:
-    with contextlib.suppress(Exception) if context.cancelled else contextlib.nullcontext():
-        await context.flush()
-    if not running.done() or running.cancelled():
-        await executor.finish_hosted(record.id, cause="cancelled")
-    elif (error := running.exception()) is None:
-        await executor.finish_hosted(record.id, result=running.result())
-    elif isinstance(error, CancelledByCaller) and context.cancelled:
-        await executor.finish_hosted(record.id, cause="cancelled")
-    else:
-        await executor.finish_hosted(record.id, error=to_envelope(error))
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:

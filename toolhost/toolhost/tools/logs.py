@@ -35,10 +35,12 @@ from toolhost.tools.rendering.cut import ESCAPED_LIMIT
 from toolhost_sdk.errors import UsageError
 from toolhost_sdk.node.port import Executor, JobRecord, OutputChunk, Stream
 
-WHOLE = 4 << 20  # a log up to this size is rendered from end to end
-HEAD, TAIL = 512 << 10, 1 << 20  # of a larger one, its two ends
+# Rendering takes about 0.2 s a MiB and runs in the loop of the host's functions, so it works on small pieces.
+WHOLE = 256 << 10  # a log up to this size is rendered from end to end
+HEAD, TAIL = 96 << 10, 160 << 10  # of a larger one, its two ends
 COUNTED = 64 << 20  # of what is between, line feeds are counted up to here
-READ = 1 << 20
+MOST_TAIL = 4 << 20
+READ, STEP = 1 << 20, 64 << 10
 SEARCH_SECONDS = 5.0
 LONGEST_PATTERN = 1000
 MOST_MATCHES = 1000
@@ -60,11 +62,11 @@ class LogAccess:
     masker: Masker
     reader: Reader
 
-    async def chunks(self, start: int, end: int) -> AsyncIterator[OutputChunk]:
+    async def chunks(self, start: int, end: int, step: int = READ) -> AsyncIterator[OutputChunk]:
         """The log from *start* to *end*, gaps included as chunks without spans."""
         offset = start
         while offset < end:
-            chunk = await self.executor.read(self.record.id, offset=offset, limit=min(READ, end - offset))
+            chunk = await self.executor.read(self.record.id, offset=offset, limit=min(step, end - offset))
             if chunk.next_offset == offset:
                 return
             yield chunk
@@ -247,7 +249,7 @@ def _position(log: LogAccess, start: int, end: int) -> str:
 async def _tail(log: LogAccess, count: int, limit: int) -> tuple[str, int]:
     end = log.record.size
     start, back = end, 64 << 10
-    while start > 0 and back <= WHOLE:
+    while start > 0 and back <= MOST_TAIL:
         start = max(0, end - back)
         spans = await log.spans(start, end)
         if sum(data.count(b"\n") for _, data in spans) > count:
@@ -286,7 +288,7 @@ async def numbered(log: LogAccess, start: int, *, skip: int = 0) -> AsyncIterato
     """
     filters: dict[Stream, LineFilter] = {}
     number = 0
-    async for chunk in log.chunks(start, log.record.size):
+    async for chunk in log.chunks(start, log.record.size, STEP):
         for stream, data in chunk.spans:
             passed, number = _pass_lines(data, number, skip)
             for line in filters.setdefault(stream, LineFilter()).feed(data[passed:]):

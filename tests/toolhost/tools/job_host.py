@@ -1,0 +1,46 @@
+"""A tool host of its own for a test to kill: starts one command job and one hosted job, prints their handles."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from toolhost.tools import tool
+from toolhost.tools.jobs import AsyncBashTool, JobContext
+from toolhost.tools.local import LocalServer
+from toolhost_sdk.endpoints.unix_client import UnixChannel
+from toolhost_sdk.node.client import WardenClient
+
+
+class Host(AsyncBashTool):
+    @tool
+    async def half(self) -> str:
+        """Submit work that writes and then hangs."""
+
+        async def work(job: JobContext) -> dict[str, Any]:
+            job.write(b"half\n")
+            await anyio.sleep_forever()
+            return {}
+
+        return (await self.jobs.submit(work)).handle
+
+
+async def main(socket: str, directory: str, name: str) -> None:
+    state = Path(directory) / "killed"
+    state.mkdir(mode=0o700)
+    executor = WardenClient(UnixChannel(Path(socket)))
+    async with LocalServer(Host.bind(), name=name, executor=executor, state_dir=state) as server:
+        command = await server.call("run", {"command": "echo begun; sleep 2; echo ended", "wait_seconds": 0})
+        hosted = await server.call("half")
+        handle = hosted["content"][0]["text"]
+        while (await executor.find(name, handle)).size == 0:  # noqa: ASYNC110  # bounded by the test
+            await anyio.sleep(0.02)
+        print(command["structured"]["job_id"], handle, flush=True)
+        await anyio.sleep_forever()
+
+
+if __name__ == "__main__":
+    anyio.run(main, *sys.argv[1:])

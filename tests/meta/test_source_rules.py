@@ -7,10 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = [ROOT / "sdk" / "toolhost_sdk", ROOT / "toolhost" / "toolhost", ROOT / "agents" / "toolhost_agents"]
@@ -143,9 +147,47 @@ def test_the_lock_holds_hashes_for_everything_and_no_address() -> None:
 
 
 def test_both_locks_agree_on_every_version() -> None:
-    def versions(name: str) -> dict[str, str]:
-        return dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", (ROOT / name).read_text("utf-8"), re.MULTILINE))
-
-    product, dev = versions("requirements.lock"), versions("requirements-dev.lock")
+    product, dev = locked("requirements.lock"), locked("requirements-dev.lock")
 
     assert {name: version for name, version in product.items() if dev.get(name) != version} == {}
+
+
+def locked(name: str) -> dict[str, str]:
+    """Distributions of a lock by normalised name, with their versions."""
+    found = re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", (ROOT / name).read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", each).lower(): version for each, version in found}
+
+
+@pytest.mark.parametrize(
+    ("lock", "groups"), [("requirements.lock", ["build"]), ("requirements-dev.lock", ["build", "dev"])]
+)
+def test_the_locks_fulfil_what_the_project_asks_for(lock: str, groups: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    asked = [*project["project"]["dependencies"]]
+    for group in groups:
+        asked += project["dependency-groups"][group]
+    versions = locked(lock)
+
+    unfulfilled = [
+        each
+        for each in map(Requirement, asked)
+        if not each.specifier.contains(versions.get(canonicalize_name(each.name), "0"), prereleases=True)
+    ]
+
+    assert unfulfilled == [], "run: make lock"
+
+
+def test_everything_the_product_imports_is_locked() -> None:
+    own = {root.name for root in PRODUCT}
+    providers = packages_distributions()
+    versions = locked("requirements.lock")
+    missing = {
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in product_files()
+        for module in imported_roots(ast.parse(path.read_bytes()))
+        if module not in sys.stdlib_module_names
+        and module not in own
+        and not any(canonicalize_name(each) in versions for each in providers.get(module, ()))
+    }
+
+    assert missing == set()

@@ -1,8 +1,8 @@
 """A scripted model on loopback, speaking enough of the Messages API for clients that want one.
 
-The script: a request without tools gets text; the first one with tools gets the next planned tool call; one whose
-last turn is a tool result gets the call after it, and text when the plan is done. Everything asked is recorded, so
-a test can look at what the model would have seen.
+A request without tools gets text. One with tools gets the call that the script gives for it, and text when it gives
+none: a script is a list of calls, made one a turn, or a function of the request and of how many calls were answered
+before it. Everything asked is recorded, so a test can look at what the model would have seen.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,11 +59,14 @@ class ModelRequest:
         return "".join(texts)
 
 
+Script = Callable[[ModelRequest, int], PlannedCall | None]
+
+
 @dataclass(slots=True)
 class MessagesStub:
     """The running stub; `url` is what clients take as base URL."""
 
-    plan: Sequence[PlannedCall]
+    script: Script
     url: str = ""
     requests: list[ModelRequest] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # what else was asked for
@@ -90,9 +93,8 @@ class MessagesStub:
         return Response(_stream(message), media_type="text/event-stream")
 
     def _answer(self, asked: ModelRequest) -> list[dict[str, Any]]:
-        done = _answered_calls(asked.body)
-        if asked.tools and done < len(self.plan):
-            call = self.plan[done]
+        call = self.script(asked, _answered_calls(asked.body)) if asked.tools else None
+        if call is not None:
             identity = f"toolu_stub{len(self.requests):04d}"
             return [{"type": "tool_use", "id": identity, "name": call.tool, "input": call.arguments}]
         return [{"type": "text", "text": "The scripted model is done."}]
@@ -166,10 +168,14 @@ def _block_events(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _one_a_turn(calls: Sequence[PlannedCall]) -> Script:
+    return lambda _request, answered: calls[answered] if answered < len(calls) else None
+
+
 @contextmanager
-def messages_stub(plan: Sequence[PlannedCall] = ()) -> Iterator[MessagesStub]:
-    """A stub that makes the calls of *plan*, one a turn, on a free port of loopback."""
-    stub = MessagesStub(plan)
+def messages_stub(script: Sequence[PlannedCall] | Script = ()) -> Iterator[MessagesStub]:
+    """A stub that makes the calls of *script*, on a free port of loopback."""
+    stub = MessagesStub(script if callable(script) else _one_a_turn(script))
     with serving(stub.app()) as stub.url:
         yield stub
 

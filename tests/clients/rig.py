@@ -101,6 +101,10 @@ class Rig:
         """Put a route into another state, as the supervisor would; returns when the ingress knows."""
         self._bridge.run(self._move(name, state), timeout=_READY)
 
+    def redefine(self, name: str, definition: ServerDefinition) -> None:
+        """Let a server come back with another definition, as after a deployment."""
+        self._bridge.run(self._redefine(name, definition), timeout=_READY)
+
     def stop(self, name: str) -> None:
         """End a server and its route."""
         self._bridge.run(self._stop(name), timeout=_READY)
@@ -179,6 +183,12 @@ class Rig:
         if state == "ready":
             address = Address(node_id="rig", unix=str(self.home.runtime_dir / f"host-{name}.sock"))
         self.routes.move(name, state, address=address)
+        await self._until_seen()
+
+    async def _redefine(self, name: str, definition: ServerDefinition) -> None:
+        address = self.routes.get(name).address
+        self.routes.move(name, "restarting")
+        self.routes.move(name, "ready", address=address, definition=definition)
         await self._until_seen()
 
     async def _stop(self, name: str) -> None:

@@ -30,12 +30,14 @@ $(BIN)/python:
 	"$(PYTHON)" -m venv $(VENV)
 
 $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --require-hashes --requirement requirements.lock
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@echo 'installing the locked packages into $(VENV); the first time this takes about a minute' >&2
+	@$(PIP) install --quiet --require-hashes --requirement requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(INSTALLED_DEV): requirements-dev.lock $(INSTALLED)
-	$(PIP) install --quiet --require-hashes --requirement requirements-dev.lock
+	@echo 'installing what tests and checks need into $(VENV)' >&2
+	@$(PIP) install --quiet --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
 serve: $(INSTALLED) ## run a host with a shell and jobs; SERVE_ARGS="--port 0" for more

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anyio
 from tests.support.waiting import alive, eventually
 
 from toolhost_sdk.endpoints.unix_client import UnixChannel
-from toolhost_sdk.errors import UnavailableError
 from toolhost_sdk.node import procfs
 from toolhost_sdk.node.client import WardenClient
 from toolhost_sdk.node.start import ensure_warden
@@ -56,7 +54,10 @@ class Warden:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def zygote(self) -> int:
-        return next(pid for pid in procfs.children(self.pid) if procfs.name(pid) == "th-zygote")
+        def found() -> list[int]:
+            return [pid for pid in procfs.children(self.pid) if procfs.name(pid) == "th-zygote"]
+
+        return eventually(found, what="the zygote's name")[0]
 
     def init_of(self, pid: int) -> int:
         """The init of the leader *pid*."""
@@ -73,14 +74,5 @@ class Warden:
         if not alive(self.pid):
             return
         zygote = self.zygote()
-        anyio.run(self._stop)
+        os.kill(self.pid, signal.SIGTERM)
         eventually(lambda: not alive(self.pid) and not alive(zygote), within=15, what="the warden's end")
-
-    async def _stop(self) -> None:
-        client = self.client()
-        try:
-            await client.stop()
-        except UnavailableError:
-            pass
-        finally:
-            await client.aclose()

@@ -175,6 +175,13 @@ class Containment:
                 cgroups.remove(f"{parent}/{generation}")
         return ended
 
+    def groups_left(self) -> bool:
+        """Whether a cgroup of an earlier generation still stands."""
+        mine = f"{cgroups.PREFIX}{self.namespace}."
+        parents = [parent for parent in (self.root, self.pids_v1) if parent is not None]
+        names = [name for parent in parents for name in cgroups.subgroups(parent)]
+        return any(name.startswith(mine) and name != self.name for name in names)
+
     def left(self, live: Container[str]) -> dict[str, list[int]]:
         """Living processes of jobs that are not live, by job."""
         found: dict[str, list[int]] = {}

@@ -39,7 +39,9 @@ def recover(home: Path, stored: Records, containment: Containment) -> list[dict[
     """At start: end what an earlier life left, then settle its records. Returns what was ended."""
     ended = containment.sweep(frozenset())
     until = time.monotonic() + GONE_WITHIN
-    while (left := containment.left(frozenset())) and time.monotonic() < until:
+    while (left := containment.left(frozenset())) or containment.groups_left():
+        if time.monotonic() > until:
+            break
         time.sleep(0.02)
         ended += containment.sweep(frozenset())
     for record, boot in stored.unfinished():

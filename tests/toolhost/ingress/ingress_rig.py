@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import mcp
 from mcp.client.streamable_http import streamable_http_client
+
 from toolhost.hosting.routes import RouteRegistry
 from toolhost.ingress.app import IngressApp
 from toolhost.ingress.config import IngressConfig, Limits
@@ -30,7 +31,12 @@ from toolhost_sdk.errors import NotFoundError
 
 MODERN, LEGACY = "2026-07-28", "2025-11-25"
 Function = Callable[[IncomingCall, dict[str, Any]], Awaitable[Any]]
-TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "additionalProperties": False}
+TEXT = {
+    "type": "object",
+    "properties": {"text": {"type": "string"}},
+    "required": ["text"],
+    "additionalProperties": False,
+}
 
 
 def tool(name: str, schema: dict[str, Any] | None = None, **extra: Any) -> ToolDefinition:
@@ -106,6 +112,7 @@ class Rig:
             if isinstance(answer, Exception):
                 raise answer
             return answer
+        return None
 
     async def settle(self) -> None:
         """Wait until the ingress serves the newest table."""
@@ -124,7 +131,12 @@ class Rig:
         return Address(node_id="n", unix=path)
 
     async def serve(
-        self, name: str = "alpha", host: Host | None = None, definition: ServerDefinition = ECHO, *, anonymous: bool = False
+        self,
+        name: str = "alpha",
+        host: Host | None = None,
+        definition: ServerDefinition = ECHO,
+        *,
+        anonymous: bool = False,
     ) -> Host:
         """Route a server that answers."""
         host = host or Host()
@@ -172,7 +184,9 @@ class Rig:
     ) -> httpx2.Response:
         """One raw request of 2026-07-28."""
         sent, body = modern_request(method, params, capabilities=capabilities, meta=meta)
-        return await http.post(f"/{name}/mcp", json=body, headers={**self.headers(), **sent, **(headers or {})})
+        return await http.post(
+            f"/{name}/mcp", json=body, headers={**self.headers(), **sent, **(headers or {})}
+        )
 
 
 def modern_request(
@@ -199,6 +213,30 @@ def call_params(name: str, **arguments: Any) -> dict[str, Any]:
     return {"name": name, "arguments": arguments}
 
 
+async def open_session(
+    ingress: Rig,
+    http: httpx2.AsyncClient,
+    *,
+    token: str | None = None,
+    capabilities: dict[str, Any] | None = None,
+) -> dict[str, str]:
+    """A legacy session, by hand; the headers of its requests."""
+    who = {
+        "protocolVersion": LEGACY,
+        "capabilities": capabilities or {},
+        "clientInfo": {"name": "t", "version": "0"},
+    }
+    hello = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": who}
+    answer = await http.post("/alpha/mcp", json=hello, headers=ingress.headers(token))
+    assert answer.status_code == 200, answer.text
+    headers = ingress.headers(
+        token, mcp_session_id=answer.headers["mcp-session-id"], mcp_protocol_version=LEGACY
+    )
+    note = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+    assert (await http.post("/alpha/mcp", json=note, headers=headers)).status_code == 202
+    return headers
+
+
 @asynccontextmanager
 async def rig(*, limits: Limits | None = None, **settings: Any) -> AsyncIterator[Rig]:
     config = IngressConfig(keys=(b"k" * 32,), limits=limits or Limits(), **settings)
@@ -214,7 +252,9 @@ async def rig(*, limits: Limits | None = None, **settings: Any) -> AsyncIterator
             config,
             routes=routes,
             tokens=made.tokens,
-            api=create_api(control=control, routes=routes, tokens=made.tokens, spawn_kind=lambda kind, args: b"spec"),
+            api=create_api(
+                control=control, routes=routes, tokens=made.tokens, spawn_kind=lambda kind, args: b"spec"
+            ),
             version="0",
         )
         listener = socket.create_server(("127.0.0.1", 0))

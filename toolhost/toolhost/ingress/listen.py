@@ -93,6 +93,10 @@ class ListenHub:
         self._streams: set[ListenStream] = set()
         self._closed = False
 
+    @property
+    def open_streams(self) -> int:
+        return len(self._streams)
+
     def publish(self, event: ServerEvent) -> None:
         for stream in list(self._streams):
             stream.offer(event)

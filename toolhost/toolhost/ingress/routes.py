@@ -25,6 +25,7 @@ from toolhost_sdk.errors import ToolhostError, UnavailableError
 
 logger = logging.getLogger(__name__)
 _RETRY = 0.2
+_LOOK = 0.01
 _CLOSE_SECONDS = 2.0
 
 
@@ -175,6 +176,14 @@ class RouteBook:
         raise UnavailableError(
             f"no controller for {self._config.controller_patience:g} s, and nothing can be served for long without one"
         )
+
+    async def quiet(self, seconds: float) -> None:
+        """Return when no call runs and no listen stream is open, or after *seconds*."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self.dispatch.running() or any(served.hub.open_streams for served in self._served.values()):
+            if asyncio.get_running_loop().time() > deadline:
+                return
+            await asyncio.sleep(_LOOK)
 
     def end_streams(self) -> None:
         """Finish every listen stream with its final result."""

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 _GRACE: Final = (
     3  # seconds for connections after every stream and call was ended; SIGTERM to exit stays below 5
 )
-_STREAM_SECONDS: Final = 0.2  # for final frames to leave
+_STREAM_SECONDS: Final = 0.5  # at most, for final frames to leave
 _KEY_BYTES: Final = 32
 
 
@@ -59,7 +59,7 @@ class IngressServer(uvicorn.Server):
             server.close()
         self._routes.end_streams()
         self._routes.dispatch.stop()
-        await asyncio.sleep(_STREAM_SECONDS)
+        await self._routes.quiet(_STREAM_SECONDS)
         await self._routes.aclose()
         await super().shutdown(sockets)
 

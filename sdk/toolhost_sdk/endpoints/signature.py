@@ -96,7 +96,8 @@ def inspect_function(
         # Field names of a model may not collide with BaseModel's own, so fields are numbered and aliased.
         fields[f"p{index}"] = (
             annotation,
-            Field(default, alias=parameter.name, description=documented.get(parameter.name)),
+            # A description of None would hide one that the annotation has.
+            Field(default, alias=parameter.name, **_only_if_known(description=documented.get(parameter.name))),
         )
     returns = hints.get("return", signature.empty)
     try:
@@ -107,6 +108,10 @@ def inspect_function(
     except (PydanticUserError, TypeError) as error:
         raise UsageError(f"no schema can be made of the signature of {label!r}: {error}") from None
     return Signature(name=label, description=summary, arguments=model, injected=injected, returns=returns)
+
+
+def _only_if_known(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _in_words(error: ValidationError) -> str:

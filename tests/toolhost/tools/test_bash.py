@@ -176,6 +176,12 @@ async def test_a_budget_may_be_lowered_and_not_raised_beyond_the_cap(serve: Serv
     )
 
 
+async def test_a_concise_result_drops_what_nobody_asked_for(serve: Serve) -> None:
+    """TOOL-R8"""
+    async with serve(BashTool.bind()) as server:
+        assert await run(server, "echo hi; exit 2", detail="concise") == "hi\n[exit 2 | job-1]"
+
+
 async def test_a_command_that_reads_its_input_ends_at_once(serve: Serve) -> None:
     """BASH-R1, BASH-A7, STDIN-R1: no input, no controlling terminal."""
     async with serve(BashTool.bind()) as server:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anyio
 from pydantic import Field
@@ -127,6 +127,7 @@ class BashTool(HasJobs):
         cwd: str | None = None,
         max_output: Annotated[int, Field(ge=SMALLEST_OUTPUT)] | None = None,
         wait_seconds: Annotated[float, Field(ge=SHORTEST_WAIT)] | None = None,
+        detail: Literal["concise", "detailed"] = "detailed",
         reset: bool = False,
         context: ToolContext,
     ) -> str:
@@ -143,6 +144,7 @@ class BashTool(HasJobs):
             cwd: directory for this call alone.
             max_output: characters of text to return at most.
             wait_seconds: seconds to wait for the end, 0.25 to 45, before it goes on as a job.
+            detail: concise leaves duration and directory out of the last line.
             reset: start from a clean shell state.
         """
         script = check_command(command)
@@ -166,7 +168,7 @@ class BashTool(HasJobs):
                     else self._kept_directory(finished.report.snapshot)
                 )
                 self._snapshot.write(self._state_dir)
-        return await self._text(finished, max_output or self._max_output)
+        return await self._text(finished, max_output or self._max_output, detailed=detail == "detailed")
 
     def _kept_directory(self, snapshot: Snapshot) -> Snapshot:
         return Snapshot(cwd=self._snapshot.cwd, statements=snapshot.statements, prefix=snapshot.prefix)
@@ -213,7 +215,7 @@ class BashTool(HasJobs):
         start = self._snapshot.cwd if self._persistent and spec.cwd == self._work_dir else None
         return _Finished(record=record, report=report, cwd=here or start or spec.cwd or "/", waited=wait)
 
-    async def _text(self, finished: _Finished, limit: int) -> str:
+    async def _text(self, finished: _Finished, limit: int, *, detailed: bool) -> str:
         book, record = check_idle(self.book), finished.record
         footer = await book.footer(but=record.id)
         notes = [*_notes(finished, persistent=self._persistent), *([footer] if footer else [])]
@@ -222,7 +224,7 @@ class BashTool(HasJobs):
         book.mark_seen(record, record.size)
         parts = [view.text] if view is not None and view.text else []
         parts += [_clipped(note, _NOTES_ROOM // 3) for note in notes]
-        return "\n".join([*parts, _facts(finished, view)])
+        return "\n".join([*parts, _facts(finished, view, detailed=detailed)])
 
 
 for _name, _function in follow_ups("run").items():
@@ -241,13 +243,13 @@ async def _end(book: JobBook, starting: asyncio.Future[Any]) -> None:
         await asyncio.wait({ending_task}, timeout=_END_SECONDS)
 
 
-def _facts(finished: _Finished, view: Rendered | None) -> str:
+def _facts(finished: _Finished, view: Rendered | None, *, detailed: bool) -> str:
     record = finished.record
     status = ending(record) if record.done else f"still running after {seconds(finished.waited)}"
     status += ", no output" if not record.size else ""
     shown = "" if view is None or view.whole else f"{size(record.size)} out, {size(view.shown)} shown"
-    took = seconds(record.duration or 0.0) if record.done else ""
-    return trailer(status, took, f"cwd {finished.cwd}", shown, record.handle)
+    took = seconds(record.duration or 0.0) if record.done and detailed else ""
+    return trailer(status, took, f"cwd {finished.cwd}" if detailed else "", shown, record.handle)
 
 
 def _notes(finished: _Finished, *, persistent: bool) -> list[str]:

@@ -28,7 +28,7 @@ from toolhost_sdk.node.port import CommandSpec
 READ_LIMIT = 30_000
 _POLLERS = 256  # calls that only wait; a wait holds no thread
 
-WaitSeconds = Annotated[float, Field(ge=0, description="Seconds to wait for the end, at most 45.")]
+WaitSeconds = Annotated[float, Field(ge=0, description="seconds to wait for the end, at most 45.")]
 
 
 class HasJobs(ToolServer):
@@ -113,15 +113,30 @@ def follow_ups(name: str) -> dict[str, Callable[..., Any]]:
     return made
 
 
-class job_tool:  # noqa: N801  # used as a decorator
+def job_tool(method: Callable[..., Any] | None = None, /, **hints: bool) -> Any:
     """Mark a method that submits a job and returns its `JobInfo`; clients see five functions.
 
     The method may be sync or async, and may return what `self.jobs.submit` returns without awaiting it. Its
     parameters are the tool's; `wait_seconds` is added.
-    """
 
-    def __init__(self, method: Callable[..., Any]) -> None:
+    Args:
+        hints: `destructive`, `idempotent`, `open_world` as in `@tool`; the worst is assumed of what is not given.
+    """
+    return _JobTool(method, hints) if method is not None else lambda target: _JobTool(target, hints)
+
+
+class _JobTool:
+    """Puts the five functions into the class that declares the method."""
+
+    def __init__(self, method: Callable[..., Any], hints: Mapping[str, bool]) -> None:
         self._method = method
+        self._hints = {
+            "read_only": False,
+            "destructive": True,
+            "idempotent": False,
+            "open_world": True,
+            **hints,
+        }
 
     def __set_name__(self, owner: type, name: str) -> None:
         if not issubclass(owner, AsyncJobTool):
@@ -158,7 +173,7 @@ class job_tool:  # noqa: N801  # used as a decorator
         submit.__annotations__ = {
             **method.__annotations__, "wait_seconds": WaitSeconds, "tool_context": ToolContext, "return": JobStatus,
         }  # fmt: skip
-        setattr(owner, name, tool(read_only=False, destructive=True, always_load=True, task="never")(submit))
+        setattr(owner, name, tool(**self._hints, always_load=True, task="never")(submit))
         for attribute, function in follow_ups(name).items():
             setattr(owner, attribute, function)
         owner.job_function = name

@@ -25,6 +25,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 
 class ToolhostError(Exception):
     """Root of everything toolhost raises on purpose.
@@ -42,9 +44,11 @@ class ToolhostError(Exception):
         self.message = message
         self.details: dict[str, Any] = details
 
+    @override
     def __str__(self) -> str:
         return self.message
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.details, getattr(self, "__notes__", None))
 

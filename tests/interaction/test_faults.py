@@ -6,10 +6,8 @@ What must hold: the URL stays, no byte is lost or doubled, no status is invented
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import random
-import re
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -23,6 +21,7 @@ import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 from tests.support.clients import connected
+from tests.support.logs import piece
 from tests.support.serving import Serving, labelled, serving
 from tests.support.waiting import alive, eventually
 
@@ -37,23 +36,6 @@ EXPECTED = "".join(f"{n}\n" for n in range(LINES)).encode()
 
 
 UNKNOWN = {"exit_code": None, "signal": None}
-TRAILER = re.compile(
-    r"\[(?P<job>\S+) .*\| bytes (?P<start>\d+)-(?P<next>\d+) of (?P<size>\d+) \| (?P<rest>.*)\]"
-)
-
-
-async def piece(client: Client, job: str, offset: int) -> tuple[bytes, bool]:
-    """Bytes of a job's log from *offset* on, and whether that was its end."""
-    arguments = {"job_id": job, "offset": offset, "encoding": "base64"}
-    result = await client.call_tool("run_output", arguments)
-    if result.is_error:
-        raise ConnectionError(str(result.content))
-    *lines, last = result.content[0].text.splitlines()  # type: ignore[union-attr]  # a text tool
-    trailer = TRAILER.fullmatch(last)
-    assert trailer, last
-    data = base64.b64decode("".join(lines))
-    assert (int(trailer["start"]), int(trailer["next"])) == (offset, offset + len(data))
-    return data, trailer["rest"] == "end"
 
 
 class Reader:

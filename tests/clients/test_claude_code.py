@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from examples.everything import Everything
 from tests.clients.claude import Claude
 from tests.clients.messages_stub import MessagesStub, PlannedCall, messages_stub
+from tests.clients.rig import Rig
 from tests.support.waiting import eventually
 
 from toolhost.tools import ToolServer, tool
@@ -39,14 +41,25 @@ def test_claude_mcp_list_shows_a_server_added_with_a_token_as_connected(
         assert f"bash: {url} (HTTP) - ✔ Connected" in claude.list_servers()
 
 
-def test_claude_mcp_list_shows_a_server_with_a_wrong_token_as_not_connected(
-    running_host: ToolHost, new_claude: NewClaude
-) -> None:
+def test_claude_mcp_list_says_why_a_server_refuses_it(everything_rig: Rig, new_claude: NewClaude) -> None:
+    """CLIENT-R5: a wrong token, one for another server, no token, and a name nobody has."""
+    everything_rig.spawn(Everything.bind(), name="closed")
+    url = f"{everything_rig.url}/closed/mcp"
     with messages_stub() as stub:
         claude = new_claude(stub)
-        claude.add_server("bash", f"{running_host.url}/bash/mcp", "th_" + "x" * 43)
+        claude.add_server("wrong", url, "th_" + "x" * 43)
+        claude.add_server("foreign", url, everything_rig.mint_token(scopes=["everything"]))
+        claude.add_server("nobody", f"{everything_rig.url}/nobody/mcp", everything_rig.mint_token())
+        claude.run("mcp", "add", "--transport", "http", "none", url)
+        listed = claude.list_servers()
+    everything_rig.stop("closed")
 
-        assert "✔ Connected" not in claude.list_servers()
+    said = {line.split(":")[0]: line for line in listed.splitlines() if "✘ Failed to connect" in line}
+    assert "HTTP 401" in said["wrong"]
+    assert "mint one with `toolhost token mint`" in said["wrong"]
+    assert "Insufficient scope" in said["foreign"]
+    assert "MCP endpoint not found" in said["nobody"]
+    assert "none" in said
 
 
 def test_claude_calls_a_shell_command_and_its_model_reads_the_text_unescaped(

@@ -6,6 +6,7 @@ Rules of this file: synchronous and bounded; idempotent; the warden inherits nei
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import subprocess
 import sys
@@ -60,13 +61,16 @@ def ensure_warden(
     until = time.monotonic() + timeout
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (home / "start.lock").open("w", encoding="utf-8") as lock:
-        _lock(lock.fileno(), until, home)
+    lock = os.open(home / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(lock, until, home)
         while not warden_answers(path):
             named = {"home": home.resolve(), "socket": path.absolute(), "instance": instance, "ttl": ttl}
             named |= {"sweep-every": sweep_every, "retention": retention, "log-quota": log_quota}
             named |= {"cwd": cwd} if cwd else {}
             _start([part for name, value in named.items() for part in (f"--{name}", str(value))], until)
+    finally:
+        os.close(lock)
     return path
 
 

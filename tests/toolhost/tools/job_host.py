@@ -28,7 +28,8 @@ class Host(AsyncBashTool):
         return (await self.jobs.submit(work)).handle
 
 
-async def main(socket: str, directory: str, name: str) -> None:
+async def main(*arguments: str) -> None:
+    socket, directory, name = arguments
     state = Path(directory) / "killed"
     state.mkdir(mode=0o700)
     executor = WardenClient(UnixChannel(Path(socket)))

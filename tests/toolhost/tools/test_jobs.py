@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.streams.buffered import BufferedByteReceiveStream
 from inline_snapshot import snapshot
 
 from toolhost.tools import tool
@@ -429,7 +430,8 @@ async def test_a_client_that_comes_back_finds_its_job_after_the_servers_end(
     ) as host:
         assert host.stdout is not None
         with anyio.fail_after(30):
-            handles = (await host.stdout.receive()).decode().split()
+            lines = BufferedByteReceiveStream(host.stdout)
+            handles = (await lines.receive_until(b"\n", 200)).decode().split()
         host.kill()
 
     async with serve(AsyncBashTool.bind(), name="survivors") as server:

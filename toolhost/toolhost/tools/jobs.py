@@ -130,7 +130,7 @@ class _JobTool:
 
     def __init__(self, method: Callable[..., Any], hints: Mapping[str, bool]) -> None:
         self._method = method
-        self._hints = {
+        self._hints: dict[str, Any] = {
             "read_only": False,
             "destructive": True,
             "idempotent": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -83,6 +84,10 @@ def command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def running(words: bytes) -> bool:
+    return any(command_line(pid).startswith(words) for pid in everyone())
 
 
 def processes_of(home: Path) -> list[int]:
@@ -183,6 +188,45 @@ def test_an_unknown_server_and_an_unknown_function_are_told_apart(
 
 
 @pytest.mark.ray
+def test_an_interrupted_call_ends_what_it_ran(served: tuple[Terminal, dict[str, Any]]) -> None:
+    """SURV-R1: nobody has a handle of it yet."""
+    terminal, _ = served
+    calling = subprocess.Popen(
+        [*TOOLHOST, "call", "bash", "run_command", "--arg", "command=sleep 61235"],
+        env=terminal.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    eventually(lambda: running(b"sleep\x0061235"), what="the start of the command")
+
+    calling.send_signal(signal.SIGINT)
+    shown = calling.communicate(timeout=20)
+
+    assert (calling.returncode, shown) == (130, ("", ""))
+    assert eventually(lambda: not running(b"sleep\x0061235"), what="the end of the command")
+
+
+@pytest.mark.ray
+def test_a_call_of_seconds_shows_on_a_terminal_that_it_goes_on(
+    served: tuple[Terminal, dict[str, Any]],
+) -> None:
+    terminal, _ = served
+    screen, other_end = pty.openpty()
+    with open(screen, "rb", buffering=0) as master:
+        calling = subprocess.Popen(
+            [*TOOLHOST, "call", "bash", "run_command", "--arg", "command=sleep 2; echo done"],
+            env={**terminal.environment, "TERM": "xterm"}, stdout=subprocess.PIPE, stderr=other_end,
+        )  # fmt: skip
+        os.close(other_end)
+        shown = b""
+        with suppress(OSError):  # EIO is how a terminal says that its other side is closed
+            while piece := master.read(4096):
+                shown += piece
+        out, _ = calling.communicate(timeout=20)
+
+    assert b"bash run_command" in shown
+    assert out.startswith(b"done\n")
+
+
+@pytest.mark.ray
 def test_a_class_of_the_users_is_spawned_from_its_own_directory(
     served: tuple[Terminal, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -232,7 +276,7 @@ def test_after_everything_was_killed_a_sweep_leaves_nothing_and_the_home_serves_
     swept = terminal.run("sweep", "--json")
     assert swept.returncode == 0, swept
     assert eventually(lambda: not processes_of(terminal.home), what="the end of every process")
-    assert not [pid for pid in everyone() if b"sleep\x0054321" in command_line(pid)]
+    assert not running(b"sleep\x0054321")
 
     with terminal.serving():
         found = terminal.run("call", "jobs", "run_status", "--arg", "job_id=job-1")

@@ -23,6 +23,8 @@ class Harness(ABC):
     """One served peer in a process of its own."""
 
     uvloop = False  # whether both ends run on uvloop
+    hops = 1  # connections between caller and peer, each with a window and a frame on its way
+    tells_departure = True  # whether a handler learns that its caller's connection is gone
 
     @abstractmethod
     def channel(self) -> LinkChannel:
@@ -65,8 +67,13 @@ class UnixHarness(Harness):
 
 def start_server(path: Path, *, uvloop: bool = False) -> subprocess.Popen[str]:
     """The probe's server, listening."""
+    return start_program("tests.contracts.channel_peer", str(path), "uvloop" if uvloop else "asyncio")
+
+
+def start_program(module: str, *arguments: str) -> subprocess.Popen[str]:
+    """A module of this directory that says "ready"."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.contracts.channel_peer", str(path), "uvloop" if uvloop else "asyncio"],
+        [sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -74,6 +81,34 @@ def start_server(path: Path, *, uvloop: bool = False) -> subprocess.Popen[str]:
     assert server.stdout is not None
     assert server.stdout.readline() == "ready\n"
     return server
+
+
+class RelayHarness(UnixHarness):
+    """A relay in a process of its own before the peer. The relay's own connection to the peer stays."""
+
+    hops = 2
+    tells_departure = False
+
+    def __init__(self, path: Path) -> None:
+        self._behind = path.with_name("behind.sock")
+        super().__init__(self._behind)
+        self._front = path
+        self._relay = start_program("tests.contracts.channel_relay", str(path), str(self._behind))
+
+    @override
+    def channel(self) -> LinkChannel:
+        return UnixChannel(self._front, limits=SMALL)
+
+    @override
+    def revive(self) -> None:
+        UnixHarness.stop(self)
+        self._server = start_server(self._path)
+
+    @override
+    def stop(self) -> None:
+        super().stop()
+        self._relay.kill()
+        self._relay.communicate(timeout=10)
 
 
 class RayHarness(Harness):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from toolhost.hosting.loop_guard import LoopGuard
 from toolhost.hosting.service import HostConfig, ToolHostService, log_to_files
 from toolhost.hosting.warden_lease import start_warden
 from toolhost.wire import Address
-from toolhost_sdk.endpoints.channel import Dispatcher
+from toolhost_sdk.endpoints.channel import Channel, Dispatcher
 from toolhost_sdk.endpoints.channel_ray import ChannelActorMixin, RayChannel
+from toolhost_sdk.endpoints.relay import relay_to
 from toolhost_sdk.endpoints.unix_client import UnixChannel
 from toolhost_sdk.endpoints.unix_server import serve_unix
 from toolhost_sdk.errors import PlacementError, StartupTimeoutError, UsageError
@@ -63,6 +65,7 @@ class RayLauncher(Launcher):
         self._namespace = namespace
         self.node_id = ray.get_runtime_context().get_node_id()
         self._actors: dict[str, Any] = {}
+        self._relays: dict[str, AsyncExitStack] = {}
 
     @override
     async def check(self, placement: Mapping[str, Any]) -> None:
@@ -108,19 +111,27 @@ class RayLauncher(Launcher):
                 f"`toolhost logs host-{config.host_id}`, or raise start_timeout"
             ) from None
         self._actors[config.host_id] = actor
-        near = where["node_id"] == self.node_id
-        address = Address(
-            node_id=where["node_id"],
-            unix=where["unix"] if near else None,
-            actor=name,
-            namespace=self._namespace,
-        )
-        channel = UnixChannel(where["unix"]) if near else RayChannel(actor)
+        if where["node_id"] == self.node_id:
+            channel: Channel = UnixChannel(where["unix"])
+            path = where["unix"]
+        else:
+            channel = RayChannel(actor)
+            path = await self._relay(config, channel)
+        address = Address(node_id=where["node_id"], unix=path)
         return LaunchedHost(host_id=config.host_id, address=address, pid=where["pid"], channel=channel)
+
+    async def _relay(self, config: HostConfig, channel: Channel) -> str:
+        """A socket of this node that leads to a host on another one: ingresses need no Ray."""
+        path = Home(Path(config.home)).runtime_dir / f"far-{config.host_id}.sock"
+        relay = self._relays[config.host_id] = AsyncExitStack()
+        await relay.enter_async_context(serve_unix(relay_to(channel), path))
+        return str(path)
 
     @override
     async def kill(self, host: LaunchedHost) -> None:
         actor = self._actors.pop(host.host_id, None)
+        if (relay := self._relays.pop(host.host_id, None)) is not None:
+            await relay.aclose()
         await host.channel.aclose()
         if actor is not None:
             await asyncio.to_thread(ray.kill, actor)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import pwd
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,8 +19,14 @@ from typing import Any
 
 from typing_extensions import override
 
-from toolhost_sdk.errors import ConflictError, GoneError, NoSpaceError, NotFoundError, UsageError
-from toolhost_sdk.node import checks, clock, launch, logstore
+from toolhost_sdk.errors import (
+    CapacityError,
+    ConflictError,
+    GoneError,
+    NoSpaceError,
+    NotFoundError,
+)
+from toolhost_sdk.node import checks, clock, logstore, plans, reading
 from toolhost_sdk.node.command import Command
 from toolhost_sdk.node.containment import Containment
 from toolhost_sdk.node.job import Hosted, Job
@@ -33,7 +37,6 @@ from toolhost_sdk.node.port import (
     Cause,
     CommandSpec,
     Executor,
-    Gap,
     JobRecord,
     Lease,
     OutputChunk,
@@ -46,7 +49,6 @@ log = logging.getLogger(__name__)
 
 READ_AT_MOST = 4 << 20
 WAIT_AT_MOST = 3600.0
-NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 class Supervisor(Executor):
@@ -149,7 +151,13 @@ class Supervisor(Executor):
             self._spawner.discard(init)
             raise
         self.live[job.base.id] = job
-        job.launch(plan, self._null)
+        try:
+            job.launch(plan, self._null)
+        except OSError as error:
+            job.log.close()
+            self.stored.delete(job.base.id)
+            self._spawner.discard(init)
+            raise CapacityError(f"the node has no descriptors left for a job: {error}") from error
         self._watch_clocks(job)
         if self._closing or (spec.lease is not None and not self.leases.runs(spec.lease)):
             job.spawn(job.terminate(grace=0, cause="lease_ended"))
@@ -171,7 +179,7 @@ class Supervisor(Executor):
             timeout=spec.timeout,
             containment=self.containment.ranks,
         )
-        self._describe(record, spec)
+        plans.describe(self.directory(record.id), record, spec)
         groups, refused = self.containment.prepare(record.id, spec)
         try:
             job = Command(
@@ -185,39 +193,8 @@ class Supervisor(Executor):
         except BaseException:
             job.log.close()
             raise
-        return job, self._plan(record, spec, groups, refused)
-
-    def _plan(
-        self, record: JobRecord, spec: CommandSpec, groups: list[str], refused: str | None
-    ) -> dict[str, Any]:
-        argv = [os.fsencode(arg) for arg in spec.argv]
-        refuse: list[Any] | None = None
-        if refused is not None:
-            refuse = ["isolation", refused]
-        elif (long := launch.oversized(argv)) is not None:
-            refuse = [long.kind, long.message]
-        return {
-            "argv": ["refused"] if refuse else [os.fsdecode(arg) for arg in argv],
-            "env": dict(spec.env),
-            "cwd": record.cwd,
-            "user": spec.user,
-            "label": self.containment.label(record.id),
-            "read_only": spec.read_only,
-            "nofile": list(NOFILE),
-            "cgroups": groups,
-            "refuse": refuse,
-        }
-
-    def _describe(self, record: JobRecord, spec: CommandSpec) -> None:
-        described = {
-            "argv": [os.fsdecode(arg) for arg in spec.argv], "env_names": sorted(spec.env), "cwd": record.cwd,
-            "user": record.user, "label": spec.label, "session": spec.session, "timeout": spec.timeout,
-            "read_only": spec.read_only, "leftovers": spec.leftovers, "log_limit": spec.log_limit,
-        }  # fmt: skip
-        try:
-            (self.directory(record.id) / "spec").write_text(json.dumps(described), encoding="utf-8")
-        except OSError as error:
-            raise NoSpaceError(f"no room for the files of a job: {error}") from error
+        label = self.containment.label(record.id)
+        return job, plans.plan(record, spec, label=label, groups=groups, refused=refused)
 
     def _watch_clocks(self, job: Job) -> None:
         due = job.check_clocks()
@@ -278,22 +255,12 @@ class Supervisor(Executor):
             segments, gaps = found.segments, found.gaps()
         else:
             record = self._stored(job)
-            size, state, done, gaps = record.size, record.state, True, record.gaps
+            size, state, done, gaps = record.size, record.state, record.done, record.gaps
             segments = logstore.stored_segments(self.directory(job))
-        if offset > size:
-            raise UsageError(f"offset {offset} lies beyond the log, whose size is {size}")
-        spans, after, gap = self._spans(job, segments, gaps, offset, min(limit, size - offset))
-        if stream is not None:
-            spans = [span for span in spans if span[0] == stream]
-        return OutputChunk(
-            offset=offset,
-            spans=tuple(spans),
-            next_offset=after,
-            size=size,
-            state=state,
-            eof=done and after == size,
-            gap=gap,
-        )
+        return reading.chunk(
+            self.directory(job), reading.Extent(segments=segments, gaps=gaps, size=size, state=state, done=done),
+            offset=offset, limit=limit, stream=stream,
+        )  # fmt: skip
 
     async def _until_news(self, job: Job, offset: int, wait: float) -> None:
         until = clock.now() + wait
@@ -302,23 +269,6 @@ class Supervisor(Executor):
             left = until - clock.now()
             if left <= 0 or not await job.changed.wait(left):
                 return
-
-    def _spans(
-        self, job: str, segments: list[logstore.Segment], gaps: tuple[Gap, ...], offset: int, limit: int
-    ) -> tuple[list[tuple[Stream, bytes]], int, Gap | None]:
-        """Spans, the offset after them, and the gap when *offset* lies in one."""
-        for gap in gaps:
-            if gap.start <= offset < gap.end:
-                return [], gap.end, gap
-        spans: list[tuple[Stream, bytes]] = []
-        at = offset
-        while at < offset + limit:
-            part = logstore.read_spans(self.directory(job), segments, at, offset + limit - at)
-            if not part:
-                break
-            spans += part
-            at += sum(len(data) for _, data in part)
-        return spans, at, None
 
     @override
     async def wait(self, job: str, *, timeout: float | None = None) -> JobRecord:

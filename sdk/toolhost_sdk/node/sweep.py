@@ -46,6 +46,10 @@ def recover(home: Path, stored: Records, containment: Containment) -> list[dict[
         ended += containment.sweep(frozenset())
     for record, boot in stored.unfinished():
         settle(home, stored, record, boot, tuple(left.get(record.id, ())))
+    for directory in (home / "jobs").iterdir():
+        known = stored.get(directory.name)
+        if known is None or known[1]:  # made ahead of need by a warden that died, or past its retention
+            shutil.rmtree(directory, ignore_errors=True)
     return ended
 
 
@@ -68,9 +72,12 @@ def _lost(directory: Path, record: JobRecord, reason: str) -> JobRecord:
     try:
         segments = logstore.stored_segments(directory)
         counts = logstore.stored_counts(directory, segments)
+    except OSError:
+        segments, counts = [], dict.fromkeys(logstore.CODES, 0)
+    try:
         limit = int(json.loads((directory / "spec").read_bytes()).get("log_limit", 0))
     except (OSError, ValueError):
-        segments, counts, limit = [], dict.fromkeys(logstore.CODES, 0), 0
+        limit = 0  # it died before the description was written
     size = max((part.end for part in segments), default=0)
     head = segments[0].length if segments else 0
     trimmed = head + 1 if limit and head == min(logstore.HEAD, limit // 2) else 0
@@ -103,9 +110,9 @@ async def sweep(supervisor: Supervisor) -> list[dict[str, Any]]:
             with contextlib.suppress(NoSpaceError):
                 settle(supervisor.home, stored, record, boot, tuple(left.get(record.id, ())))
     for job in stored.ended_before(time.time() - supervisor.retention):
-        await asyncio.to_thread(shutil.rmtree, supervisor.directory(job), ignore_errors=True)
         with contextlib.suppress(NoSpaceError):
-            stored.mark_gone(job)
+            stored.mark_gone(job)  # first, so that no read finds half a log
+            await asyncio.to_thread(shutil.rmtree, supervisor.directory(job), ignore_errors=True)
     supervisor.used = await asyncio.to_thread(_used, supervisor.home / "jobs")
     return ended
 

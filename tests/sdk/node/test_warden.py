@@ -441,6 +441,50 @@ def test_an_ordinary_user_has_a_warden_too(place: Path) -> None:
     assert processes_with(mark) == []
 
 
+@root_only
+def test_what_the_kernel_will_not_let_us_end_keeps_its_job_in_killing(place: Path) -> None:
+    """ZERO-1: an ordinary user's warden and a process that became root; then somebody who may ends it."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("needs setpriv")
+    home = place / "own"
+    home.mkdir()
+    place.chmod(0o755)
+    os.chown(home, 65534, 65534)
+    shutil.copy(setpriv, place / "raise")
+    (place / "raise").chmod(0o4755)
+    script = (
+        "import anyio, json, sys\n"
+        "from pathlib import Path\n"
+        "from toolhost_sdk.node.start import ensure_warden\n"
+        "from toolhost_sdk.node.client import WardenClient\n"
+        "from toolhost_sdk.node.port import CommandSpec\n"
+        "from toolhost_sdk.endpoints.unix_client import UnixChannel\n"
+        "async def main(path):\n"
+        "    c=WardenClient(UnixChannel(path))\n"
+        "    a=await c.start(CommandSpec(argv=[sys.argv[2],'--reuid','0','sleep',sys.argv[3]]))\n"
+        "    await anyio.sleep(0.3)\n"
+        "    b=await c.terminate(a.id,grace=0); print(json.dumps([b.state,list(b.pids),b.exit_code]),flush=True)\n"
+        "    b=await c.wait(a.id,timeout=20); print(json.dumps([b.state,b.signal,list(b.pids)]),flush=True)\n"
+        "    await c.stop(); await c.aclose()\n"
+        "anyio.run(main, ensure_warden(Path(sys.argv[1])/'h',Path(sys.argv[1])/'r','test'))\n"
+    )
+    mark = marker()
+    with subprocess.Popen(
+        [_python_for_everyone(home / "lib"), "-c", script, str(home), str(place / "raise"), mark],
+        user=65534, group=65534, extra_groups=[], stdout=subprocess.PIPE, cwd="/",
+        env={"PYTHONPATH": str(home / "lib")},
+    ) as inner:  # fmt: skip
+        assert inner.stdout is not None
+        stuck = json.loads(inner.stdout.readline())
+        (pid,) = [pid for pid in processes_with(mark) if procfs.name(pid) == "sleep"]
+        os.kill(pid, 9)
+        done = json.loads(inner.stdout.readline())
+
+    assert stuck == ["killing", [pid], None]
+    assert done == ["killed", 9, []]
+
+
 async def test_a_stray_with_our_label_is_swept_and_others_are_not(client: WardenClient) -> None:
     """LEASE-R2 ZERO-7"""
     namespace = (await client.manifest())["namespace"]

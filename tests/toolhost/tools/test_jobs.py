@@ -473,13 +473,34 @@ async def test_results_name_the_other_jobs_with_unread_output(serve: Serve) -> N
 
 async def test_the_footer_says_when_a_job_waits_for_input(serve: Serve, executor: WardenClient) -> None:
     """STDIN-R1, TOOL-R6"""
+    await executor.start(CommandSpec(argv=["cat"], stdin="pipe", session="asks", label="cat"))
     async with serve(AsyncBashTool.bind(), name="asks") as server:
-        await executor.start(CommandSpec(argv=["cat"], stdin="pipe", session="asks", label="cat"))
         with anyio.fail_after(20):
             while True:
                 status = await call(server, "run", command="true", wait_seconds=5)
                 if "waiting on stdin" in status["running"][0]:
                     break
+        waiting = await call(server, "run_status", job_id="job-1", wait_seconds=0)
+
+    assert waiting["hint"] == snapshot(
+        "still running; run_status waits for it, run_output reads its output. It waits for input that will not come: "
+        "cancel it."
+    )
+
+
+async def test_no_more_than_64_jobs_live_at_once(serve: Serve) -> None:
+    """Execution contract 9.1: warned of from 56 on, refused beyond, with the way out."""
+    async with serve(AsyncBashTool.bind(max_running=1)) as server:
+        for _ in range(64):
+            await call(server, "run", command="sleep 300", wait_seconds=0)
+        refused = await server.call("run", {"command": "true"})
+        await call(server, "run_cancel", job_id="job-30")
+        taken = await server.call("run", {"command": "true", "wait_seconds": 0})
+
+    assert re.sub("'t[0-9a-f]+'", "'x'", refused["content"][0]["text"]) == snapshot(
+        "server 'x' already has 64 live jobs, its limit is 64: cancel one first [capacity]"
+    )
+    assert not taken.get("is_error")
 
 
 async def test_both_initialisers_of_a_two_level_subclass_run(serve: Serve) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,6 +107,7 @@ class BashTool(HasJobs):
     async def start(self, env: ServerEnvironment) -> None:
         self.book = JobBook(env.executor, env.name, masker=self._masker)
         self._state_dir = env.state_dir
+        await self.book.adopt()
         if self._persistent:
             self._snapshot = await env.work(Snapshot.stored, env.state_dir)
 
@@ -158,20 +159,19 @@ class BashTool(HasJobs):
         wait = min(self._yield_after if wait_seconds is None else wait_seconds, LONGEST_WAIT)
         async with self._turn if self._persistent else nullcontext():
             if reset:
-                self._snapshot = Snapshot()
+                self._carry(Snapshot(), keep_directory=False)
             spec = self._spec(command, script, bound, cwd)
             finished = await self._run(spec, wait, key=f"{context.server_name}/{context.call_id}")
             if finished.report is not None and finished.report.snapshot is not None:
-                self._snapshot = (
-                    finished.report.snapshot
-                    if cwd is None
-                    else self._kept_directory(finished.report.snapshot)
-                )
-                self._snapshot.write(self._state_dir)
+                self._carry(finished.report.snapshot, keep_directory=cwd is not None)
         return await self._text(finished, max_output or self._max_output, detailed=detail == "detailed")
 
-    def _kept_directory(self, snapshot: Snapshot) -> Snapshot:
-        return Snapshot(cwd=self._snapshot.cwd, statements=snapshot.statements, prefix=snapshot.prefix)
+    def _carry(self, snapshot: Snapshot, *, keep_directory: bool) -> None:
+        if keep_directory:
+            snapshot = replace(snapshot, cwd=self._snapshot.cwd)
+        if snapshot != self._snapshot:
+            self._snapshot = snapshot
+            snapshot.write(self._state_dir)
 
     def _spec(self, command: str, script: bytes, timeout: float, cwd: str | None) -> CommandSpec:
         snapshot = self._snapshot if self._persistent else Snapshot()
@@ -206,6 +206,7 @@ class BashTool(HasJobs):
             report = None
             if not record.done:
                 await book.executor.untie(info.id)
+                book.name(record)
             elif self._persistent:
                 report = parse_report(await book.executor.read_report(info.id), self._given)
         except asyncio.CancelledError:

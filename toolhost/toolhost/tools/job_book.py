@@ -83,7 +83,8 @@ class JobBook:
     """The jobs of one session.
 
     Args:
-        max_running: how many run at once; further ones wait.
+        max_running: how many run at once; further ones wait. None: commands are waited for by their callers, and only
+            those that go on without one are named (`name`).
         function: prefix of the functions that follow a job (`run` for `run_status`).
     """
 
@@ -100,7 +101,8 @@ class JobBook:
         self._queue: list[_Waiting] = []
         self._seen: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._may_be_live = True
+        self._named: set[str] = set()  # ids of jobs somebody may follow, until they are seen to have ended
+        self._handles: dict[str, str] = {}  # what commands that waited are called: their tickets' handles
 
     # -- finding -------------------------------------------------------------------------------------------------
 
@@ -132,11 +134,29 @@ class JobBook:
         return sorted(named, key=lambda record: _number(record.handle))
 
     async def live(self) -> list[JobRecord]:
-        if not self._may_be_live and not self._queue:
+        """Named jobs that have not ended. Asks nobody while there are none."""
+        if not self._named:
             return []
-        records = [record for record in await self.all() if not record.done]
-        self._may_be_live = bool(records)
-        return records
+        records = await self.executor.jobs(session=self.session, live=True)
+        self._named &= {record.id for record in records}
+        named = [
+            replace(record, handle=self._handles.get(record.id, record.handle))
+            for record in records
+            if record.id in self._named
+        ]
+        return sorted(named, key=lambda record: _number(record.handle))
+
+    async def adopt(self) -> None:
+        """Take over what earlier processes of this server started."""
+        for record in await self.all():
+            if not record.done:
+                self.name(record)
+                self._hold(record.id, self._until_done(record.id))
+
+    def name(self, record: JobRecord) -> None:
+        """The job's handle is out: it is listed until it ends."""
+        self._named.add(record.id)
+        self._handles[record.id] = record.handle
 
     async def _followed(self, record: JobRecord) -> JobRecord:
         target = _started_as(record)
@@ -165,32 +185,28 @@ class JobBook:
         return await self._start_or_queue(label, start)
 
     async def _start_or_queue(self, label: str, start: Callable[[], Awaitable[JobRecord]]) -> JobInfo:
-        live = len(self._running) + len(self._queue)
-        if live >= MOST_LIVE:
+        if len(self._named) >= MOST_LIVE and (live := len(await self.live())) >= MOST_LIVE:
             raise CapacityError(
                 f"server {self.session!r} already has {live} live jobs, its limit is {MOST_LIVE}: cancel one first"
             )
-        self._may_be_live = True
         if not self._full():
             record = await start()
         else:
             record = await self.executor.open_hosted(self.session, label=label)
             self._queue.append(_Waiting(record, start))
+        if self._max_running is not None:
+            self.name(record)
         return JobInfo(id=record.id, handle=record.handle, label=label)
 
     async def _start_now(self, spec: CommandSpec, key: str | None = None) -> JobRecord:
         record = await self.executor.start(spec, key=key)
-        if not record.done:
+        if not record.done and self._max_running is not None:
             self._hold(record.id, self._until_done(record.id))
         return record
 
     async def _until_done(self, job: str) -> None:
         while not (await self.executor.wait(job, timeout=3600.0)).done:
             pass
-
-    def adopt(self, record: JobRecord) -> None:
-        """Count a job that an earlier process of this server started."""
-        self._hold(record.id, self._until_done(record.id))
 
     def _hold(self, job: str, work: Awaitable[None]) -> None:
         """Let *job* take a place until *work* is done."""
@@ -220,6 +236,7 @@ class JobBook:
             except ToolhostError as error:
                 await self.executor.finish_hosted(waiting.ticket.id, error=to_envelope(error))
             else:
+                self.name(replace(record, handle=waiting.ticket.handle))
                 await self.executor.finish_hosted(waiting.ticket.id, result={_TICKET: record.id})
 
     def is_queued(self, record: JobRecord) -> bool:

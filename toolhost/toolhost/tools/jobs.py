@@ -212,8 +212,7 @@ class AsyncJobTool(HasJobs):
             env.executor, env.name, masker=self.masker(), max_running=self.max_running, function=self.job_function
         )  # fmt: skip
         self._jobs = Jobs(self.book, max_running=self.max_running)
-        for record in await env.executor.jobs(session=env.name, live=True):
-            self.book.adopt(record)
+        await self.book.adopt()
 
     @override
     async def aclose(self) -> None:

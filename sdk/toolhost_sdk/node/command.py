@@ -39,15 +39,24 @@ class Command(Job):
     """One command: its pipes, its init, its bounds."""
 
     def __init__(
-        self, record: JobRecord, directory: Path, *, spec: CommandSpec, init: Init, end_tree: EndTree, save: Save,
+        self,
+        record: JobRecord,
+        directory: Path,
+        *,
+        spec: CommandSpec,
+        init: Init,
+        end_tree: EndTree,
+        give_back: Callable[[Init], None],
+        save: Save,
         given: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(record, directory, log_limit=spec.log_limit, save=save, lease=spec.lease)
         self.spec = spec
         self.grace = spec.grace
         self.tied = spec.tied
         self.init = init
         self._end_tree = end_tree
+        self._give_back = give_back
         self.launched = asyncio.Event()
         self.emptied = asyncio.Event()
         self.report: bytes | None = None
@@ -273,7 +282,7 @@ class Command(Job):
         )
         await self.publish(final)
         self.launched.set()
-        self.init.close()
+        self._loop.call_soon(self._give_back if self._lost is None else Init.close, self.init)
 
     def _keep_report(self, data: bytes) -> None:
         self.report = data

@@ -1,11 +1,12 @@
-"""The init of one job: starts the leader, reaps everything below it, reports, and takes the tree along when it ends.
+"""The init of a job: starts the leader, reaps everything below it, reports, and takes the tree along when it ends.
 
-One process per job, forked by the zygote, a subreaper, so that whatever the command detaches comes back here. It
-obeys one socket. Its end (the warden is gone, or is done with the job) ends the whole tree and then the init.
+One process per job at a time, forked by the zygote, a subreaper, so that whatever the command detaches comes back
+here. When nothing is left of a job it may be given the next. It obeys one socket. Its end (the warden is gone, or done
+with the init) ends the whole tree and then the init.
 
-Messages in: `asked` (the leader got its plan), `term`, `kill`, `signal`. Messages out: `hello` (with the socket on
-which the leader waits for a plan and descriptors 0-2 or 0-3), `started` or `failed`, `exit` (the leader's wait status),
-`empty` (no process left), `stuck` (processes the kernel does not end).
+Messages in: `asked` (the leader got its plan), `term`, `kill`, `signal`, `next` (another job). Messages out: `hello`
+(with the socket on which the leader waits for a plan and descriptors 0-2 or 0-3), `started` or `failed`, `exit` (the
+leader's wait status), `empty` (no process left), `stuck` (processes the kernel does not end).
 
 Rules of this file: import-light; one thread; never exits while a process of the tree exists.
 """
@@ -17,7 +18,6 @@ import contextlib
 import ctypes
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -62,27 +62,29 @@ class Init:
 
     def __init__(self, sock: socket.socket, group: str | None) -> None:
         self._sock = sock
+        self._orphaned = False
+        self._reset(group)
+
+    def _reset(self, group: str | None) -> None:
+        """Forget the last job; the next one runs in *group*."""
         self._group = group
+        self._groups: list[str] = [] if group is None else [group]
         self._leader = 0
         self._error: int | None = None  # read end; until exec or failure
         self._asked = False
-        self._ended: tuple[int, resource.struct_rusage] | None = None
+        self._status: int | None = None
         self._exited = False  # and said so
-        self._killing_since: float | None = None
-        self._stuck: list[int] = []
-        self._orphaned = False
-        self._groups: list[str] = [] if group is None else [group]
         self._emptied = False
         self._lagging = False  # no child is left but a cgroup is not empty
+        self._killing_since: float | None = None
+        self._stuck: list[int] = []
+        self._cpu, self._rss = 0.0, 0
 
     def run(self) -> NoReturn:
         procfs.set_name("th-init")
         become_subreaper()
         wake = wakeup_on_children()
-        with self._prepare() as plans:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [plans.fileno()]))]
-            with contextlib.suppress(OSError):
-                self._sock.sendmsg([json.dumps({"t": "hello", "pid": os.getpid()}).encode()], rights)
+        self._offer()
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake, select.POLLIN)
@@ -105,6 +107,13 @@ class Init:
                     poll.unregister(self._sock)
             self._tend()
 
+    def _offer(self) -> None:
+        """Say hello, with the way to a leader that waits."""
+        with self._prepare() as plans, contextlib.suppress(OSError):
+            socket.send_fds(
+                self._sock, [json.dumps({"t": "hello", "pid": os.getpid()}).encode()], [plans.fileno()]
+            )
+
     def _patience(self) -> int | None:
         if self._emptied or (self._killing_since is None and not self._lagging):
             return None
@@ -125,12 +134,15 @@ class Init:
             case "asked":
                 self._asked = True
                 self._groups += message["cgroups"]
+            case "next":
+                self._reset(message["group"])
+                self._offer()
             case "term":
                 procfs.signal_below(os.getpid(), signal.SIGTERM)
                 procfs.signal_below(os.getpid(), signal.SIGCONT)
             case "kill":
                 self._kill()
-            case "signal" if self._asked and not self._exited:
+            case "signal" if self._asked and self._leader > 0:
                 with contextlib.suppress(OSError):
                     os.killpg(self._leader, message["number"])
 
@@ -170,16 +182,15 @@ class Init:
             for group in self._groups:
                 cgroups.kill(group)
             procfs.signal_below(os.getpid(), signal.SIGKILL)
-        ended, childless = self._reap()
+        childless = self._reap()
         empty = childless and self._groups_empty()
         self._lagging = childless and not empty
-        self._ended = self._ended or ended
-        if self._ended is not None and self._asked and not self._exited:
+        if self._status is not None and self._asked and not self._exited:
             self._settle_start()
             self._exited = True
-            self._report("exit", empty, *self._ended)
+            self._report("exit", empty)
         elif empty and self._exited and not self._emptied:
-            self._report("empty", empty, None, resource.getrusage(resource.RUSAGE_CHILDREN))
+            self._report("empty", empty)
         if empty and (self._exited or self._orphaned):
             self._emptied = True
             if self._orphaned:
@@ -198,23 +209,24 @@ class Init:
             time.sleep(0.0003)
         return False
 
-    def _reap(self) -> tuple[tuple[int, resource.struct_rusage] | None, bool]:
-        """The leader's wait status when it ended now, and whether no child is left."""
-        ended: tuple[int, resource.struct_rusage] | None = None
+    def _reap(self) -> bool:
+        """Reap what ended and add up what it used. Returns whether no child is left."""
         try:
             while True:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
                 if pid == 0:
-                    return ended, False
-                if pid == self._leader and self._ended is None:
-                    ended = status, usage
+                    return False
+                self._cpu += usage.ru_utime + usage.ru_stime
+                self._rss = max(self._rss, usage.ru_maxrss * 1024)
+                if pid == self._leader:
+                    self._status, self._leader = status, -1
         except ChildProcessError:
-            return ended, True
+            return True
 
-    def _report(self, kind: str, empty: bool, status: int | None, usage: resource.struct_rusage) -> None:
+    def _report(self, kind: str, empty: bool) -> None:
         message = {
-            "t": kind, "status": status, "empty": empty, "cpu": usage.ru_utime + usage.ru_stime,
-            "rss": usage.ru_maxrss * 1024, "oom": sum(cgroups.oom_kills(group) for group in self._groups),
+            "t": kind, "status": self._status, "empty": empty, "cpu": self._cpu, "rss": self._rss,
+            "oom": sum(cgroups.oom_kills(group) for group in self._groups),
         }  # fmt: skip
         if empty:
             for group in self._groups:

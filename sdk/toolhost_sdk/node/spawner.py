@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _INLINE = 60 << 10
 _HELLO_WITHIN = 10.0
+_REFILL_AFTER = 0.02  # a job that ends sooner gives its init back, which is cheaper than a new one
+_USES = 200
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The package's own __init__ may load anything; the zygote must stay small, so it gets an empty package in its place.
 _BOOT = (
@@ -43,6 +45,7 @@ class Init:
 
     def __init__(self, sock: socket.socket, job: str) -> None:
         self.job = job
+        self.uses = 1
         self._sock = sock
         self._plans: socket.socket | None = None
         self._loop = asyncio.get_running_loop()
@@ -102,6 +105,14 @@ class Init:
                 message, fds = b'{"in_file": true}', [*fds, file.fileno()]
             socket.send_fds(self._plans, [message], fds)
         self.send({"op": "asked", "cgroups": plan["cgroups"]})
+
+    def again(self, job: str, group: str | None) -> None:
+        """Give an init with nothing left of its last job another one."""
+        self.job = job
+        self.uses += 1
+        self.hello = self._loop.create_future()
+        self.on_message = self.on_end = None
+        self.send({"op": "next", "group": group})
 
     def close(self) -> None:
         """Let go: the init ends whatever it still holds, then itself. Idempotent."""
@@ -197,6 +208,20 @@ class Spawner:
         self._inits.add(init)
         return init
 
+    def give_back(self, init: Init) -> None:
+        """Take back an init whose job ended with an empty tree; the next job may spare a fork."""
+        if init.ended or self._closing or init.uses >= _USES or len(self._stock) >= self._wanted:
+            init.close()
+            return
+        try:
+            job = self._places.make()
+        except NoSpaceError:
+            init.close()
+            return
+        self._live[job] = None
+        init.again(job, self._containment.make_group(job))
+        self._stock.append(init)
+
     def discard(self, init: Init) -> None:
         """Let go of an init that runs nothing, with what was made for it."""
         init.close()
@@ -218,7 +243,7 @@ class Spawner:
                 await asyncio.sleep(0.05)
                 continue
             init = self._stock.pop(0)
-            asyncio.get_running_loop().call_soon(self._refill)
+            asyncio.get_running_loop().call_later(_REFILL_AFTER, self._refill)
             alive = False
             try:
                 async with asyncio.timeout(_HELLO_WITHIN):

@@ -184,6 +184,7 @@ class Supervisor(Executor):
         try:
             job = Command(
                 record, self.directory(record.id), spec=spec, init=init, end_tree=self.containment.end,
+                give_back=self._spawner.give_back,
                 save=self.save, given=given,
             )  # fmt: skip
         except OSError as error:

@@ -83,6 +83,8 @@ ECHO = ServerDefinition(tools=[tool("echo", TEXT)])
 class Rig:
     """Made by `rig`."""
 
+    routes: RouteBook
+
     def __init__(self, directory: Path, config: IngressConfig, stack: AsyncExitStack) -> None:
         self.directory = directory
         self.config = config
@@ -247,7 +249,7 @@ async def rig(*, limits: Limits | None = None, **settings: Any) -> AsyncIterator
         await stack.enter_async_context(serve_unix(made.control, socket_path))
         control = UnixChannel(socket_path)
         stack.push_async_callback(control.aclose)
-        routes = RouteBook(config)
+        routes = made.routes = RouteBook(config)
         app = IngressApp(
             config,
             routes=routes,

@@ -12,6 +12,7 @@ from tests.toolhost.ingress.ingress_rig import (
     MODERN,
     Host,
     call_params,
+    modern_request,
     open_session,
     rig,
     text,
@@ -336,8 +337,8 @@ async def test_a_quick_call_with_a_token_is_one_json_object(anyio_backend: str) 
     assert answer.json()["result"]["content"] == [{"type": "text", "text": "x"}]
 
 
-async def test_without_a_progress_token_there_are_no_heartbeats(anyio_backend: str) -> None:
-    """BEAT-R2"""
+async def test_without_a_progress_token_silence_is_bridged_by_comments_only(anyio_backend: str) -> None:
+    """BEAT-R2, PROTO-R6"""
     go = asyncio.Event()
     host = Host()
 
@@ -346,17 +347,22 @@ async def test_without_a_progress_token_there_are_no_heartbeats(anyio_backend: s
         return text("done")
 
     host.functions["sleep"] = wait
-    async with rig(heartbeat=0.02) as ingress, ingress.http() as http:
+    async with rig(heartbeat=0.03) as ingress, ingress.http() as http:
         await ingress.serve(host=host, definition=SLEEP)
-        asked = asyncio.create_task(ingress.modern(http, "tools/call", call_params("sleep")))
-        await host.started.wait()
-        for _ in range(5):  # several heartbeats' worth of other traffic
-            await ingress.modern(http, "tools/list")
-            await asyncio.sleep(0.02)
-        go.set()
-        answer = await asked
+        sent, body = modern_request("tools/call", call_params("sleep"))
+        lines = []
+        async with http.stream(
+            "POST", "/alpha/mcp", json=body, headers={**ingress.headers(), **sent}
+        ) as answer:
+            async for line in answer.aiter_lines():
+                lines.append(line)
+                if lines.count(": ping") == 3:
+                    go.set()
 
-    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert {line for line in lines if line and not line.startswith("data: ")} == {": ping", "event: message"}
+    assert [json.loads(line[6:])["id"] for line in lines if line.startswith("data: ")] == [1]
 
 
 async def test_meta_capabilities_and_principal_reach_the_host(anyio_backend: str) -> None:

@@ -387,6 +387,8 @@ async def test_a_session_of_another_principal_is_as_unknown_as_any(anyio_backend
         still = await http.post("/alpha/mcp", json=ping, headers=session)
         done = await http.delete("/alpha/mcp", headers=session)
         after = await http.post("/alpha/mcp", json=ping, headers=session)
+        served = ingress.routes.get("alpha")
+        await until(lambda: served is not None and served.manager.open_sessions == 0 and not served.book.live)
 
     assert (stolen.status_code, stolen.content) == (unknown.status_code, unknown.content)
     assert (stolen.status_code, ended.status_code) == (404, 404)

@@ -12,7 +12,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any, Final
 
@@ -128,9 +128,14 @@ class IngressApp:
         user = None if principal is None else _user(principal)
         key = "anonymous" if principal is None else principal.id
         with self._admitted(key, scope):
-            if scope["method"] == "POST":
-                receive = await self._checked_body(scope, receive)
-            await self._hand_over(served, user, scope, receive, _with_retry_after(send))
+            body = await self._checked_body(scope, receive) if scope["method"] == "POST" else None
+            if user is not None:
+                scope["user"] = user
+            token = auth_context_var.set(user)
+            try:
+                await self._hand_over(served, body, scope, receive, send)
+            finally:
+                auth_context_var.reset(token)
 
     def _authorise(
         self, headers: Headers, name: str, served: ServedRoute | None, base: str
@@ -164,39 +169,41 @@ class IngressApp:
             )
         return record
 
-    async def _checked_body(self, scope: Scope, receive: Receive) -> Receive:
+    async def _checked_body(self, scope: Scope, receive: Receive) -> bytes:
         headers: Headers = scope["headers"]
         guard.check_json_type(headers)
         body = await guard.read_body(headers, receive, self._limits)
         guard.check_body(body, self._limits.depth)
-        version = _header(scope, b"mcp-protocol-version")
-        if version is None or version in HANDSHAKE_PROTOCOL_VERSIONS:
+        if not _is_modern(scope):
             guard.check_legacy_envelope(body)
-        return guard.replay(body, receive)
+        return body
 
     async def _hand_over(
-        self, served: ServedRoute, user: AuthenticatedUser | None, scope: Scope, receive: Receive, send: Send
+        self, served: ServedRoute, body: bytes | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        if body is None:
+            await self._serve_legacy(served, scope, receive, send)
+        elif not _is_modern(scope):
+            await self._serve_legacy(served, scope, guard.replay(body, receive), send)
+        elif not await served.exchange.answer(body, scope, receive, send):
+            await served.asgi_app(scope, guard.replay(body, receive), send)
+
+    async def _serve_legacy(self, served: ServedRoute, scope: Scope, receive: Receive, send: Send) -> None:
+        """Through the SDK's sessions, with word of when the client is there."""
         life = RequestLife()
-        session = _header(scope, b"mcp-session-id")
         scope[LIFE_KEY] = life
+        session = _header(scope, b"mcp-session-id")
+        resumes = scope["method"] == "GET" and _header(scope, b"last-event-id") is not None
         if session is not None:
             scope[RESUMED_KEY] = lambda: self._resumed[session] > 0
-        if user is not None:
-            scope["user"] = user
-        token = auth_context_var.set(user)
-        resumes = (
-            scope["method"] == "GET" and session is not None and _header(scope, b"last-event-id") is not None
-        )
         try:
-            if resumes:
-                with self._counted(self._resumed, str(session), self._limits.streams, "resumed streams"):
-                    await served.asgi_app(scope, receive, send)
-            else:
-                await served.asgi_app(scope, receive, send)
+            with ExitStack() as stack:
+                if resumes and session is not None:
+                    limit = self._limits.streams
+                    stack.enter_context(self._counted(self._resumed, session, limit, "resumed streams"))
+                await served.asgi_app(scope, receive, _with_retry_after(send))
         finally:
             life.end()
-            auth_context_var.reset(token)
 
     @contextmanager
     def _admitted(self, principal: str, scope: Scope) -> Iterator[None]:
@@ -257,6 +264,11 @@ def _resource_document(base: str, name: str) -> dict[str, Any]:
 def _header(scope: Scope, wanted: bytes) -> str | None:
     found: bytes | None = next((value for name, value in scope["headers"] if name == wanted), None)
     return None if found is None else found.decode("latin-1")
+
+
+def _is_modern(scope: Scope) -> bool:
+    version = _header(scope, b"mcp-protocol-version")
+    return version is not None and version not in HANDSHAKE_PROTOCOL_VERSIONS
 
 
 def _nothing_there() -> Refusal:

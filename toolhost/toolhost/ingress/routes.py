@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from toolhost.ingress.catalog import Catalog
 from toolhost.ingress.config import IngressConfig
 from toolhost.ingress.dispatch import ChannelPool, Dispatch, LiveRoute
+from toolhost.ingress.exchange import Exchange
 from toolhost.ingress.listen import LIST_EVENTS, ListenHub, event_of
 from toolhost.ingress.protocol import McpServer
 from toolhost.ingress.sessions import SessionBook, SessionManager
@@ -48,6 +49,7 @@ class ServedRoute:
         self.manager = SessionManager(
             self.server, limits=config.limits, definition=lambda: self.catalog.definition
         )
+        self.exchange = Exchange(self.server, ping=config.heartbeat)
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -79,6 +81,7 @@ class ServedRoute:
             self.server.take_identity()
         self.live.update(route)
         for what in changed:
+            logger.info("server %r has other %s in generation %d", self.live.name, what, route.generation)
             self.announce(what, None)
 
     def announce(self, what: str, uri: str | None) -> None:

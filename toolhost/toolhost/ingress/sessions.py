@@ -138,6 +138,10 @@ class SessionBook:
                 _connection(ctx).exit_stack.callback(self._live.discard, session)
         return await call_next(ctx)
 
+    @property
+    def live(self) -> int:
+        return len(self._live)
+
     def publish(self, event: ServerEvent) -> None:
         """Tell every session on its GET stream; one that is not read holds up nobody."""
         for session in self._live:

@@ -31,6 +31,10 @@ class ToolCheck:
             self._error = (
                 f"function {tool.name!r} has an input schema that is none: {error.message[:_MAX_WORDS]}"
             )
+        except Exception as cause:  # noqa: BLE001  a schema comes from an author: none may take the others down
+            self._error = (
+                f"function {tool.name!r} has an input schema that cannot be read: {cause!s:.{_MAX_WORDS}}"
+            )
         # The empty registry: a `$ref` to a remote document is an error, never a request of ours.
         registry: Any = Registry()
         self._validator = Draft202012Validator(tool.input_schema, registry=registry)

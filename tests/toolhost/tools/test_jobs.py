@@ -331,6 +331,42 @@ async def test_output_is_read_by_tail_lines_and_pattern(serve: Serve) -> None:
     assert beyond == "[job-1 exit 0 | there is no line 9000]"
 
 
+async def test_a_secret_written_in_two_halves_is_never_shown(serve: Serve) -> None:
+    """Execution contract 9.4: not by polls either, whose borders fall where the job happens to be."""
+    spec = AsyncBashTool.bind(env={"KEY": "sk-12345-secret"}, secrets=("KEY",))
+    command = 'printf %s "key=${KEY:0:8}"; sleep 1; echo "${KEY:8} end"'
+
+    async with serve(spec) as server:
+        first = await call(server, "run", command=command, wait_seconds=0.4)
+        middle = await call(server, "run_output", job_id="job-1")
+        raw = await call(server, "run_output", job_id="job-1", encoding="base64")
+        last = await call(server, "run_status", job_id="job-1", wait_seconds=20)
+
+    assert (first["output"], last["output"]) == ("key=", "[masked] end")
+    assert middle.startswith("key=\n") and base64.b64decode(raw.split("\n")[0]) == b"key="
+
+
+async def test_a_gap_in_a_log_is_declared(serve: Serve, executor: WardenClient) -> None:
+    """TOOL-R7, LOG-R6"""
+    argv = ["bash", "-c", "yes 0123456789abcde | head -c 40000000"]
+    job = await executor.start(CommandSpec(argv=argv, session="gaps", log_limit=20 << 20))
+    record = await executor.wait(job.id, timeout=60)
+    [gap] = record.gaps
+
+    async with serve(AsyncBashTool.bind(), name="gaps") as server:
+        status = await call(server, "run_status", job_id="job-1")
+        inside = await call(server, "run_output", job_id="job-1", offset=gap.start + 5)
+        before = await call(server, "run_output", job_id="job-1", offset=gap.start - 160)
+        tail = await call(server, "run_output", job_id="job-1", tail=1)
+
+    assert f"{gap.end - gap.start} bytes of output were not kept (log_limit)" in status["hint"]
+    assert (
+        inside == f"[job-1 | bytes {gap.start}-{gap.end} were not kept (log_limit) | next: offset={gap.end}]"
+    )
+    assert f"bytes {gap.start - 160}-{gap.start} of 40000000 | next: offset={gap.start}]" in before
+    assert tail.startswith("0123456789abcde\n")
+
+
 REFUSED = [
     ({"tail": 1, "grep": "x"}, "'tail' and 'grep' both choose what to read: give one of them [usage]"),
     ({"lines": "5:2"}, "'5:2' is no range of lines: write it as '400:480', counted from 1 [usage]"),

@@ -164,12 +164,21 @@ def test_each_line_of_a_secret_of_several_lines_is_masked() -> None:
     assert view.text == "x\n[masked]\n[masked]\n[masked]\ny"
 
 
-def test_a_slice_that_begins_inside_a_secret_shows_nothing_of_it() -> None:
+def test_what_a_border_tears_out_of_a_secret_is_blotted() -> None:
     masker = Masker(["s3cr3t-value"])
-    data = b"a s3cr3t-value b"
+    data = b"a s3cr3t-value s3cr3t-value b"
 
-    assert masker.mask_slice(data, 6, 16) == b"******** b"
-    assert masker.mask_slice(data, 0, 6) == b"a ****"
+    assert masker.blot(data, [6, 29]) == b"a ************ s3cr3t-value b"
+    assert masker.blot(data) == b"a ************ ************ b"
+
+
+@given(cut=st.integers(0, 12), before=st.binary(max_size=5))
+def test_the_beginning_of_a_secret_is_recognised(cut: int, before: bytes) -> None:
+    secret = b"s3cr3t-value"
+
+    held = Masker([secret.decode()]).unfinished(before + secret[:cut])
+
+    assert held >= cut if cut < len(secret) else held < len(secret)
 
 
 def test_a_secret_too_short_to_mask_is_refused_without_being_told() -> None:

@@ -221,8 +221,10 @@ class BashTool(HasJobs):
         footer = await book.footer(but=record.id)
         notes = [*_notes(finished, persistent=self._persistent), *([footer] if footer else [])]
         room = max(limit - _NOTES_ROOM if limit > 2 * _NOTES_ROOM else limit // 2, 400)
-        view = await whole_view(book.log(record), limit=room) if record.size else None
-        book.mark_seen(record, record.size)
+        log = book.log(record)
+        end = await log.shown_end() if record.size else 0
+        view = await whole_view(log, limit=room, end=end) if end else None
+        book.mark_seen(record, end)
         parts = [view.text] if view is not None and view.text else []
         parts += [_clipped(note, _NOTES_ROOM // 3) for note in notes]
         return "\n".join([*parts, _facts(finished, view, detailed=detailed)])

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from toolhost.tools.logs import LogAccess, Piece, read_piece, whole_view
+from toolhost.tools.log_access import LogAccess
+from toolhost.tools.logs import Piece, read_piece, whole_view
 from toolhost.tools.rendering import Masker, Reader, ending, seconds, size
 from toolhost_sdk.endpoints.envelope import to_envelope
 from toolhost_sdk.errors import CapacityError, ConflictError, GoneError, NotFoundError, ToolhostError
@@ -300,8 +301,10 @@ class JobBook:
         """The record in words and fields, with the output nobody has seen yet."""
         queued = self.is_queued(record)
         start = min(self._seen.get(record.id, 0), record.size)
-        news = await whole_view(self.log(record), limit=_NEWS, start=start) if record.size > start else None
-        self.mark_seen(record, record.size)
+        log = self.log(record)
+        end = max(start, await log.shown_end()) if record.size > start else start
+        news = await whole_view(log, limit=_NEWS, start=start, end=end) if end > start else None
+        self.mark_seen(record, end)
         state = tool_state(record, queued=queued)
         return JobStatus(
             job_id=record.handle,
@@ -310,7 +313,7 @@ class JobBook:
             label=record.label,
             seconds=round(record.duration or 0.0, 3),
             output=news.text if news else "",
-            next_offset=record.size,
+            next_offset=end,
             result=_result(record) if record.done else None,
             error=_error(record, state),
             progress=dict(record.progress) if record.progress else None,

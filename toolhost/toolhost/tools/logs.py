@@ -16,12 +16,12 @@ from typing import Literal, Protocol
 
 import re2
 
+from toolhost.tools.log_access import LogAccess, Span
 from toolhost.tools.rendering import (
     Line,
     LineFilter,
     Masker,
     OutputView,
-    Reader,
     Rendered,
     binary_streams,
     clip,
@@ -33,47 +33,22 @@ from toolhost.tools.rendering import (
 )
 from toolhost.tools.rendering.cut import ESCAPED_LIMIT
 from toolhost_sdk.errors import UsageError
-from toolhost_sdk.node.port import Executor, JobRecord, OutputChunk, Stream
+from toolhost_sdk.node.port import Stream
 
 # Rendering takes about 0.2 s a MiB and runs in the loop of the host's functions, so it works on small pieces.
 WHOLE = 256 << 10  # a log up to this size is rendered from end to end
 HEAD, TAIL = 96 << 10, 160 << 10  # of a larger one, its two ends
 COUNTED = 64 << 20  # of what is between, line feeds are counted up to here
 MOST_TAIL = 4 << 20
-READ, STEP = 1 << 20, 64 << 10
+STEP = 64 << 10
 SEARCH_SECONDS = 5.0
 LONGEST_PATTERN = 1000
 MOST_MATCHES = 1000
 _TORN_CHARACTER = re.compile(rb"(?:[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})\Z")
 
-Span = tuple[Stream, bytes]
-
 
 class Pattern(Protocol):
     def search(self, text: str, /) -> object: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogAccess:
-    """One job's log with what is needed to show it."""
-
-    executor: Executor
-    record: JobRecord
-    masker: Masker
-    reader: Reader
-
-    async def chunks(self, start: int, end: int, step: int = READ) -> AsyncIterator[OutputChunk]:
-        """The log from *start* to *end*, gaps included as chunks without spans."""
-        offset = start
-        while offset < end:
-            chunk = await self.executor.read(self.record.id, offset=offset, limit=min(step, end - offset))
-            if chunk.next_offset == offset:
-                return
-            yield chunk
-            offset = chunk.next_offset
-
-    async def spans(self, start: int, end: int) -> list[Span]:
-        return [span async for chunk in self.chunks(start, end) for span in chunk.spans]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +73,11 @@ class Piece:
             raise UsageError(f"{chosen[0]!r} chooses lines, base64 shows bytes: use offset and max_bytes")
 
 
-async def whole_view(log: LogAccess, *, limit: int, start: int = 0, tagged: bool = False) -> Rendered:
+async def whole_view(
+    log: LogAccess, *, limit: int, start: int = 0, end: int | None = None, tagged: bool = False
+) -> Rendered:
     """The output from *start* on within *limit* characters; see `rendering.view`."""
-    end = log.record.size
+    end = log.record.size if end is None else end
     first_end = end if end - start <= WHOLE else start + HEAD
     tail_start = first_end if first_end == end else end - TAIL
     head = await log.spans(start, first_end)
@@ -165,47 +142,40 @@ async def read_piece(log: LogAccess, piece: Piece, *, limit: int) -> tuple[str, 
 async def _slice(log: LogAccess, piece: Piece, limit: int) -> tuple[str, int]:
     """Text from an offset on. Ends behind a line where the log goes on, never inside a character."""
     wanted = min(piece.max_bytes, limit)
+    last = await _end_of_slices(log, piece.offset)
     while True:
-        data, spans, end = await _masked(log, piece.offset, wanted)
-        if end < log.record.size:
-            border = data.rfind(b"\n") + 1
-            end = piece.offset + (border or len(data))
-        if not log.record.done or end < log.record.size:
-            torn = _TORN_CHARACTER.search(data[: end - piece.offset])
-            end = piece.offset + torn.start() if torn and torn.start() else end
-        text = transcript(_upto(spans, end - piece.offset), log.masker)
+        spans = await log.spans(piece.offset, min(last, piece.offset + wanted))
+        data = b"".join(part for _, part in spans)
+        length = len(data)
+        if piece.offset + length < log.record.size:
+            length = data.rfind(b"\n") + 1 or length
+        if not log.record.done or piece.offset + length < log.record.size:
+            torn = _TORN_CHARACTER.search(data[:length])
+            length = torn.start() if torn and torn.start() else length
+        text = transcript(_upto(spans, length), log.masker)
         if wanted <= 64 or (len(text) <= limit and escaped_length(text) <= ESCAPED_LIMIT):
             break
-        wanted = max(min(wanted, end - piece.offset) // 2, 64)
+        wanted = max(min(wanted, length) // 2, 64)
+    end = piece.offset + length
     return f"{text}{chr(10) if text else ''}{_position(log, piece.offset, end)}", end
 
 
 async def _raw_slice(log: LogAccess, piece: Piece, limit: int) -> tuple[str, int]:
-    data, _, end = await _masked(log, piece.offset, min(piece.max_bytes, limit * 3 // 4 - 3))
-    text = base64.b64encode(data).decode()
-    return f"{text}{chr(10) if text else ''}{_position(log, piece.offset, end)}", end
+    wanted = min(piece.max_bytes, limit * 3 // 4 - 3)
+    last = await _end_of_slices(log, piece.offset)
+    spans = await log.spans(piece.offset, min(last, piece.offset + wanted), blot_all=True)
+    data = b"".join(part for _, part in spans)
+    end = piece.offset + len(data)
+    return (
+        f"{base64.b64encode(data).decode()}{chr(10) if data else ''}{_position(log, piece.offset, end)}",
+        end,
+    )
 
 
-async def _masked(log: LogAccess, offset: int, wanted: int) -> tuple[bytes, list[Span], int]:
-    """Bytes from *offset* on with secrets blotted out, also those that the borders cut; and where they end."""
-    gaps = log.record.gaps
-    low = max([0, offset - log.masker.margin, *(gap.end for gap in gaps if gap.end <= offset)])
-    last = min([log.record.size, *(gap.start for gap in gaps if gap.start > offset)])
-    end = min(last, offset + wanted)
-    spans = await log.spans(low, min(last, end + log.masker.margin))
-    streams = {stream for stream, _ in spans}
-    joined = {stream: b"".join(data for other, data in spans if other == stream) for stream in streams}
-    clean = {stream: log.masker.mask_slice(data, 0, len(data)) for stream, data in joined.items()}
-    taken = dict.fromkeys(streams, 0)
-    result: list[Span] = []
-    position = low
-    for stream, data in spans:
-        part = clean[stream][taken[stream] : taken[stream] + len(data)]
-        taken[stream] += len(data)
-        result.append((stream, part[max(0, offset - position) : max(0, end - position)]))
-        position += len(data)
-    whole = b"".join(part for _, part in result)
-    return whole, result, offset + len(whole)
+async def _end_of_slices(log: LogAccess, offset: int) -> int:
+    """Where slices from *offset* on must stop: at the next gap, or before half a secret."""
+    shown = await log.shown_end()
+    return max(offset, min([shown, *(gap.start for gap in log.record.gaps if gap.start > offset)]))
 
 
 def _upto(spans: list[Span], count: int) -> list[Span]:
@@ -247,7 +217,7 @@ def _position(log: LogAccess, start: int, end: int) -> str:
 
 
 async def _tail(log: LogAccess, count: int, limit: int) -> tuple[str, int]:
-    end = log.record.size
+    end = await log.shown_end()
     start, back = end, 64 << 10
     while start > 0 and back <= MOST_TAIL:
         start = max(0, end - back)
@@ -288,7 +258,7 @@ async def numbered(log: LogAccess, start: int, *, skip: int = 0) -> AsyncIterato
     """
     filters: dict[Stream, LineFilter] = {}
     number = 0
-    async for chunk in log.chunks(start, log.record.size, STEP):
+    async for chunk in log.chunks(start, await log.shown_end(), STEP):
         for stream, data in chunk.spans:
             passed, number = _pass_lines(data, number, skip)
             for line in filters.setdefault(stream, LineFilter()).feed(data[passed:]):

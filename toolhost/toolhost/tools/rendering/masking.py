@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from toolhost.tools.rendering.visible import show
 from toolhost_sdk.errors import UsageError
@@ -26,18 +26,35 @@ class Masker:
         longest_first = sorted(shown, key=len, reverse=True)
         self._text = re.compile("|".join(map(re.escape, longest_first))) if shown else None
         encoded = sorted((text.encode() for text in fragments), key=len, reverse=True)
+        self._encoded = encoded
         self._bytes = re.compile(b"|".join(map(re.escape, encoded))) if encoded else None
         self.margin = max(map(len, encoded), default=0)
 
     def mask(self, text: str) -> str:
         return text if self._text is None else self._text.sub(MASK, text)
 
-    def mask_slice(self, data: bytes, start: int, end: int) -> bytes:
-        """`data[start:end]` with secrets blotted out byte for byte, also those that begin before *start* or end
-        after *end*: reading slice by slice shows no more than reading all."""
+    def blot(self, data: bytes, borders: Sequence[int] | None = None) -> bytes:
+        """*data* with secrets starred out byte for byte; with *borders*, only those that one of them tears."""
         if self._bytes is None:
-            return data[start:end]
-        return self._bytes.sub(lambda match: b"*" * len(match[0]), data)[start:end]
+            return data
+
+        def star(match: re.Match[bytes]) -> bytes:
+            torn = borders is None or any(match.start() < border < match.end() for border in borders)
+            return b"*" * len(match[0]) if torn else match[0]
+
+        return self._bytes.sub(star, data)
+
+    def unfinished(self, data: bytes) -> int:
+        """How many bytes at the end of *data* may be the beginning of a secret."""
+        longest = min(self.margin - 1, len(data))
+        return next(
+            (
+                length
+                for length in range(longest, 0, -1)
+                if any(secret.startswith(data[-length:]) for secret in self._encoded)
+            ),
+            0,
+        )
 
 
 def _checked(value: str) -> str:

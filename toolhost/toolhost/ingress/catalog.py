@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
+
+from mcp.shared.inbound import X_MCP_HEADER_KEY
 
 from toolhost.ingress.content import complete, prompt_entry, resource_entry, tool_entry
 from toolhost.ingress.validation import ToolCheck
@@ -19,6 +22,11 @@ class Catalog:
     def __init__(self, definition: ServerDefinition) -> None:
         self.definition = definition
         self._checks = {tool.name: ToolCheck(tool) for tool in definition.tools}
+        self._headed = {
+            tool.name: tool.input_schema
+            for tool in definition.tools
+            if X_MCP_HEADER_KEY in json.dumps(tool.input_schema)
+        }
         self._lists: dict[tuple[str, bool, Scope], dict[str, Any]] = {}
         self.serves = {
             "tools": True,
@@ -37,9 +45,9 @@ class Catalog:
         """One function, or None when it is not there or not within *scope*: one answer."""
         return self._checks.get(name) if scope is None or name in scope else None
 
-    def input_schema(self, name: str) -> dict[str, Any] | None:
-        check = self._checks.get(name)
-        return None if check is None else check.tool.input_schema
+    def headed_schema(self, name: str) -> dict[str, Any] | None:
+        """The input schema of a function with arguments that travel in headers too; None for every other."""
+        return self._headed.get(name)
 
     def listed(self, what: str, scope: Scope, *, modern: bool) -> dict[str, Any]:
         """The result of a list method, the same object each time: `tools`, `resources`, `templates`, `prompts`."""

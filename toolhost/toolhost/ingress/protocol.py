@@ -77,7 +77,7 @@ class McpServer(Server[Any]):
         self._live = live
         self._catalog = catalog
         self._dispatch = dispatch
-        super().__init__(live.name, get_tool_input_schema=lambda name: self._catalog().input_schema(name))
+        super().__init__(live.name, get_tool_input_schema=lambda name: self._catalog().headed_schema(name))
         self.take_identity()
         security = RequestStateSecurity(keys=list(keys), ttl=_STATE_TTL, audience=f"toolhost/{live.name}")
         self.middleware = [book, RequestStateBoundary(security, default_audience=None)]
@@ -105,6 +105,12 @@ class McpServer(Server[Any]):
         self.title = definition.title
         self.instructions = definition.instructions
         self.__dict__.pop("_server_info_stamp_source", None)  # the SDK computes it once per server
+
+    @property
+    @override
+    def server_info_stamp(self) -> dict[str, Any]:
+        """Flat, so a copy of the surface is a whole one; the SDK's is made afresh for every answer."""
+        return dict(self._server_info_stamp_source)
 
     @override
     def get_request_handler(self, method: str) -> HandlerEntry[Any] | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor as ThreadExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter, create_model
 
@@ -28,12 +28,10 @@ from toolhost.tools.content import (
     to_block,
 )
 from toolhost.tools.context import ToolContext
+from toolhost.tools.options import PromptOptions, ResourceOptions, ToolOptions
 from toolhost.wire import PromptArgument, PromptDefinition, ResourceDefinition, ToolDefinition, ToolOutcome
 from toolhost_sdk.endpoints.signature import Signature, inspect_function, without_titles
 from toolhost_sdk.errors import NotFoundError, UsageError
-
-if TYPE_CHECKING:
-    from toolhost.tools.server import PromptOptions, ResourceOptions, ToolOptions
 
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _CONTENT = (Text, Image, Audio, EmbeddedResource, ResourceLink)

@@ -16,52 +16,13 @@ from typing import Any, ClassVar, Self, TypeVar, overload
 
 from toolhost.tools.context import ServerEnvironment, ToolContext
 from toolhost.tools.functions import PromptFunction, ResourceFunction, ToolFunction
+from toolhost.tools.options import Completion, PromptOptions, ResourceOptions, ToolOptions
 from toolhost.wire import ServerDefinition, TaskPolicy
 from toolhost_sdk.errors import UsageError
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 _MARK = "__toolhost__"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolOptions:
-    """What `@tool` says beside the signature. See `toolhost.wire.ToolDefinition` for the hints' meaning."""
-
-    name: str | None = None
-    title: str | None = None
-    description: str | None = None
-    read_only: bool | None = None
-    destructive: bool | None = None
-    idempotent: bool | None = None
-    open_world: bool | None = None
-    structured: bool | None = None
-    input_schema: dict[str, Any] | None = None
-    always_load: bool = False
-    task: TaskPolicy = "after_grace"
-    timeout: float | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResourceOptions:
-    uri: str
-    name: str | None = None
-    title: str | None = None
-    description: str | None = None
-    mime_type: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptOptions:
-    name: str | None = None
-    title: str | None = None
-    description: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Completion:
-    """Marks the one method that completes arguments."""
 
 
 @overload
@@ -121,7 +82,7 @@ def prompt(
 
 def completion(fn: Fn) -> Fn:
     """Mark the method `(ref, argument, context) -> list[str]` that completes prompt and template arguments."""
-    return _marked(fn, _Completion())
+    return _marked(fn, Completion())
 
 
 def _marked(fn: Fn, mark: object) -> Fn:
@@ -231,7 +192,7 @@ class ServerParts:
                 case PromptOptions():
                     function = PromptFunction.read(method, mark)
                     prompts[function.definition.name] = function
-                case _Completion():
+                case Completion():
                     complete = method
         for function in server.__dict__.get("_added_tools", ()):
             _add(tools, function)

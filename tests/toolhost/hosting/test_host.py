@@ -231,6 +231,17 @@ async def test_a_killed_host_comes_back_under_the_same_url(host: ToolHost) -> No
     eventually(lambda: not alive(pids[0]), what="end of the interrupted call's command")
 
 
+async def test_a_host_killed_while_idle_is_back_before_anyone_notices(host: ToolHost) -> None:
+    """LIFE-R4, DISP-R3: a call that comes while it restarts is held, not refused."""
+    with spawned(host, Echo.bind("still "), "idle", isolation="process") as handle:
+        before = host_pid(host, "idle")
+        os.kill(before, signal.SIGKILL)
+        text = await ask(host, "idle", "echo", {"text": "here"})
+
+    assert text == "still here"
+    assert handle.state == "stopped"
+
+
 def host_pid(host: ToolHost, name: str) -> int:
     """The process a server runs in, from the control plane's own record."""
     server = next(server for server in host.servers() if server.name == name)

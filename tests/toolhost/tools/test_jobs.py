@@ -459,7 +459,8 @@ async def test_a_wait_is_capped_at_45_seconds(serve: Serve) -> None:
 async def test_a_client_that_comes_back_finds_its_job_after_the_servers_end(
     serve: Serve, executor: WardenClient, warden_socket: Path, tmp_path: Path
 ) -> None:
-    """JOB-A7, JOB-A8, JOB-R5, JOB-R6: a killed host loses its own work, and no command."""
+    """JOB-A7, JOB-A8, JOB-R5, JOB-R6: a killed host loses its own work, and no command that has a name; SURV-R1: what
+    a caller was still waiting for, and nobody could name, ends with it."""
     program = Path(__file__).parent / "job_host.py"
     async with await anyio.open_process(
         [sys.executable, str(program), str(warden_socket), str(tmp_path), "survivors"]
@@ -470,6 +471,8 @@ async def test_a_client_that_comes_back_finds_its_job_after_the_servers_end(
             handles = (await lines.receive_until(b"\n", 200)).decode().split()
         host.kill()
 
+    [waited_for] = await executor.jobs(session="survivors-shell")
+    waited_for = await executor.wait(waited_for.id, timeout=20)
     async with serve(AsyncBashTool.bind(), name="survivors") as server:
         command = await call(server, "run_status", job_id=handles[0], wait_seconds=20)
         hosted = await call(server, "run_status", job_id=handles[1], wait_seconds=20)
@@ -477,6 +480,8 @@ async def test_a_client_that_comes_back_finds_its_job_after_the_servers_end(
 
     assert (command["state"], command["result"]) == ("succeeded", {"exit_code": 0, "signal": None})
     assert output.startswith("begun\nended\n")
+    assert (waited_for.done, waited_for.cancelled) == (True, True)
+    assert (await anyio.run_process(["pgrep", "-f", "sleep 4805"], check=False)).stdout == b""
     assert (hosted["state"], hosted["error"]["code"], hosted["output"]) == (
         "failed",
         "host_lost",

@@ -100,6 +100,7 @@ class JobBook:
         self._max_running = max_running
         self._running: set[str] = set()
         self._queue: list[_Waiting] = []
+        self._latest: str | None = None  # handle of the latest job that this process started
         self._seen: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._named: set[str] = set()  # ids of jobs somebody may follow, until they are seen to have ended
@@ -109,6 +110,7 @@ class JobBook:
 
     async def find(self, handle: str | None) -> JobRecord:
         """The job with *handle*, or the latest one. Raises NotFoundError naming the live ones."""
+        handle = handle or self._latest
         if handle is None:
             records = await self.all()
             if not records:
@@ -195,6 +197,7 @@ class JobBook:
         else:
             record = await self.executor.open_hosted(self.session, label=label)
             self._queue.append(_Waiting(record, start))
+        self._latest = record.handle
         if self._max_running is not None:
             self.name(record)
         return JobInfo(id=record.id, handle=record.handle, label=label)

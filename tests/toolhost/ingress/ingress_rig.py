@@ -97,6 +97,7 @@ class Rig:
         self._seen = -1
         self._seen_changed = asyncio.Event()
         self._stack = stack
+        self.hosts: dict[str, Host] = {}
         self._hosts: dict[str, AsyncExitStack] = {}
         self._count = 0
 
@@ -129,6 +130,7 @@ class Rig:
         stack = AsyncExitStack()
         await stack.enter_async_context(serve_unix(host.dispatch, path))
         self._hosts[name] = stack
+        self.hosts[name] = host
         self._stack.push_async_callback(stack.aclose)
         return Address(node_id="n", unix=path)
 

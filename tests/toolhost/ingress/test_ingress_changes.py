@@ -168,6 +168,30 @@ async def test_adding_and_removing_a_route_disturbs_no_other(anyio_backend: str)
             waiting.cancel()
 
 
+@pytest.mark.parametrize("mode", [MODERN, "legacy"])
+async def test_a_call_to_a_server_that_is_stopped_ends_in_words(mode: str) -> None:
+    """LIFE-R3, DISP-R3"""
+
+    async def sleep(call: IncomingCall, arguments: dict[str, Any]) -> Any:
+        await asyncio.Event().wait()
+
+    host = Host()
+    host.functions["sleep"] = sleep
+    async with rig() as ingress:
+        await ingress.serve(host=host, definition=ServerDefinition(tools=[tool("sleep")]))
+        async with ingress.client(mode=mode) as client:
+            asked = asyncio.create_task(client.call_tool("sleep", {}))
+            await host.started.wait()
+            ingress.registry.move("alpha", "stopped")
+            async with asyncio.timeout(5):
+                result = await asked
+            await ingress.serve()  # the name is free again at once
+
+    assert result.is_error
+    assert "server 'alpha' was stopped while the call ran" in result.content[0].text
+    assert host.cancelled == ["sleep"]
+
+
 async def test_a_legacy_session_outlives_the_host_behind_it(anyio_backend: str) -> None:
     """PROTO-R13, SDK-R2, ACC-4"""
     async with rig() as ingress:

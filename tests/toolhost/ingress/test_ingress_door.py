@@ -313,6 +313,31 @@ async def test_too_large_a_body_is_refused_by_its_length_and_while_it_is_read(an
     assert fits.json()["result"]["content"][0]["text"] == largest
 
 
+async def test_bodies_held_at_once_have_a_bound_of_their_own(anyio_backend: str) -> None:
+    """SDK-R20, MCP-9"""
+
+    async def wait(call: Any, arguments: Any) -> Any:
+        await asyncio.Event().wait()
+
+    host = Host()
+    host.functions["sleep"] = wait
+    definition = ServerDefinition(tools=[tool("echo"), tool("sleep")])
+    async with rig(limits=Limits(buffered=100_000)) as ingress, ingress.http() as http:
+        await ingress.serve(host=host, definition=definition)
+        held = asyncio.create_task(
+            ingress.modern(http, "tools/call", call_params("sleep", text="y" * 90_000))
+        )
+        await until(lambda: len(host.seen) == 1)
+        refused = await ingress.modern(http, "tools/call", call_params("echo", text="y" * 20_000))
+        small = await ingress.modern(http, "tools/call", call_params("echo", text="y"))
+        held.cancel()
+        await until(lambda: host.cancelled == ["sleep"])
+        after = await ingress.modern(http, "tools/call", call_params("echo", text="y" * 20_000))
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert (small.status_code, after.status_code) == (200, 200)
+
+
 async def test_forms_gets_and_other_methods_have_no_effect(anyio_backend: str) -> None:
     """WEB-2, PROTO-R6"""
     async with rig() as ingress, ingress.http() as http:

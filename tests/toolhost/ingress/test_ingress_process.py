@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -108,6 +109,31 @@ async def test_sigterm_ends_it_in_time_with_streams_sessions_and_calls_open(anyi
     assert took < 5
     assert '"result"' in rest  # the listen stream's final frame
     assert all("the ingress is stopping" in words for words in told)
+
+
+async def test_sigterm_waits_for_no_reader_that_does_not_read(anyio_backend: str) -> None:
+    """SDK-R5, ACC-6"""
+    async with running() as ingress:
+        await ingress.serve()
+        port = int(ingress.url.rsplit(":", 1)[1])
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        sent, message = modern_request("tools/call", call_params("echo", text="y" * (14 << 20)))
+        body = json.dumps(message).encode()
+        fields = {"host": "localhost", **ingress.headers(), **sent, "content-length": str(len(body))}
+        lines = ["POST /alpha/mcp HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        writer.write("\r\n".join(lines).encode() + body)
+        await writer.drain()
+        async with ingress.http() as http:
+            await until(ingress.hosts["alpha"].started.is_set, 10)
+            await ingress.modern(http, "tools/list")
+        started = time.monotonic()
+        ingress.process.send_signal(signal.SIGTERM)
+        code = await asyncio.wait_for(ingress.process.wait(), 6)
+        took = time.monotonic() - started
+        writer.transport.abort()
+
+    assert code == 0
+    assert took < 5
 
 
 async def test_it_imports_no_ray(anyio_backend: str) -> None:

@@ -55,6 +55,7 @@ class IngressApp:
         self._tokens = tokens
         self._api = api
         self._health = {"status": "ok", "version": version}
+        self._buffered = 0
         self._requests: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self._resumed: Counter[str] = Counter()
@@ -112,8 +113,7 @@ class IngressApp:
         served = self._routes.get(name)
         principal = self._authorise(headers, name, served, base)
         if served is None:
-            running = "this host serves no server of that name"
-            raise refusal(404, "not_found", f"no server is named {name!r}: {running}")
+            raise _unknown_server(name)
         if served.route.state == "starting":
             raise refusal(
                 503,
@@ -127,7 +127,7 @@ class IngressApp:
             raise refusal(405, "usage", f"{name!r} is spoken to with POST", headers=allowed)
         user = None if principal is None else _user(principal)
         key = "anonymous" if principal is None else principal.id
-        with self._admitted(key, scope):
+        with self._admitted(key, scope), self._buffered_body(scope):
             body = await self._checked_body(scope, receive) if scope["method"] == "POST" else None
             if user is not None:
                 scope["user"] = user
@@ -181,6 +181,8 @@ class IngressApp:
     async def _hand_over(
         self, served: ServedRoute, body: bytes | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        if served.live.gone:  # while the body came
+            raise _unknown_server(served.live.name)
         if body is None:
             await self._serve_legacy(served, scope, receive, send)
         elif not _is_modern(scope):
@@ -204,6 +206,27 @@ class IngressApp:
                 await served.asgi_app(scope, receive, _with_retry_after(send))
         finally:
             life.end()
+
+    @contextmanager
+    def _buffered_body(self, scope: Scope) -> Iterator[None]:
+        """Room for the body, by what its length is told to be; a body of untold length may be the largest."""
+        told = _header(scope, b"content-length")
+        size = self._limits.body if scope["method"] == "POST" else 0
+        if told is not None and told.isdigit():
+            size = min(size, int(told))
+        if self._buffered + size > self._limits.buffered:
+            raise refusal(
+                503,
+                "capacity",
+                f"all bodies held at once have at most {self._limits.buffered} bytes: try again in a moment",
+                retryable=True,
+                headers={"retry-after": "1"},
+            )
+        self._buffered += size
+        try:
+            yield
+        finally:
+            self._buffered -= size
 
     @contextmanager
     def _admitted(self, principal: str, scope: Scope) -> Iterator[None]:
@@ -269,6 +292,10 @@ def _header(scope: Scope, wanted: bytes) -> str | None:
 def _is_modern(scope: Scope) -> bool:
     version = _header(scope, b"mcp-protocol-version")
     return version is not None and version not in HANDSHAKE_PROTOCOL_VERSIONS
+
+
+def _unknown_server(name: str) -> Refusal:
+    return refusal(404, "not_found", f"no server is named {name!r}; `toolhost list` shows those that are")
 
 
 def _nothing_there() -> Refusal:

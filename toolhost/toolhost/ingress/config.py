@@ -11,6 +11,7 @@ class Limits:
 
     Args:
         body: bytes of a request body (413).
+        buffered: bytes of all bodies held at once (503).
         body_seconds: until a body must be complete (408).
         depth: nested arrays and objects in a body (400).
         headers: fields of one request (431).
@@ -22,6 +23,7 @@ class Limits:
     """
 
     body: int = 16 << 20
+    buffered: int = 256 << 20
     body_seconds: float = 60.0
     depth: int = 64
     headers: int = 100

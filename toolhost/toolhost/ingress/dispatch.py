@@ -30,7 +30,7 @@ from toolhost_sdk.errors import (
 logger = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 0.1  # between attempts to reach a host whose death the controller has not noticed yet
 _STEP: Final = 1e-6
-EndReason = Literal["orphaned", "stopping"]
+EndReason = Literal["orphaned", "stopped", "stopping"]
 
 
 class LiveRoute:
@@ -204,10 +204,10 @@ class Heartbeat:
 
 
 class _Running:
-    __slots__ = ("reason", "scope", "server")
+    __slots__ = ("live", "reason", "scope")
 
-    def __init__(self, server: str) -> None:
-        self.server = server
+    def __init__(self, live: LiveRoute) -> None:
+        self.live = live
         self.scope = anyio.CancelScope()
         self.reason: EndReason | None = None
 
@@ -239,12 +239,21 @@ class Dispatch:
 
     def running(self) -> Counter[str]:
         """Calls under way by server."""
-        return Counter(call.server for call in self._running)
+        return Counter(call.live.name for call in self._running)
 
     def stop(self) -> None:
         """End every call; their clients get a result in words."""
         for call in list(self._running):
             call.end("stopping")
+
+    def end_calls(self, live: LiveRoute) -> None:
+        """The server was stopped: end its calls; their clients get a result in words."""
+        for call in list(self._running):
+            if call.live is live:
+                call.end("stopped")
+
+    def has_calls(self, live: LiveRoute) -> bool:
+        return any(call.live is live for call in self._running)
 
     async def run(self, live: LiveRoute, call: Call, caller: Caller) -> Any:
         """Make the call and return its result's payload.
@@ -253,7 +262,7 @@ class Dispatch:
             ToolServerUnavailableError: the host is gone, or was and did not come back in time.
             ToolhostError: what the host answered with.
         """
-        running = _Running(live.name)
+        running = _Running(live)
         beat = Heartbeat(caller.progress, self._heartbeat)
         if caller.wants_progress:
             beat.start()
@@ -268,6 +277,8 @@ class Dispatch:
             beat.stop()
         if running.reason == "orphaned":
             raise CancelledByCaller("the client went away, so the call was cancelled")
+        if running.reason == "stopped":
+            raise _stopped(live)
         raise ToolServerUnavailableError(
             f"the ingress is stopping, so the call to {live.name!r} was ended; it may have run, try again in a moment"
         )
@@ -286,6 +297,8 @@ class Dispatch:
             except ToolServerUnavailableError:
                 raise  # the host's own words, from a call that it refused
             except UnavailableError as error:
+                if entered and live.gone:
+                    raise _stopped(live) from error
                 if entered and (reissued or not call.repeatable):
                     raise ToolServerUnavailableError(
                         f"server {live.name!r} ended while the call ran; it may have run: "
@@ -356,3 +369,9 @@ class Dispatch:
                 running.end("orphaned")
 
         asyncio.get_running_loop().call_later(self._orphan_grace, check)
+
+
+def _stopped(live: LiveRoute) -> ToolServerUnavailableError:
+    return ToolServerUnavailableError(
+        f"server {live.name!r} was stopped while the call ran; it may have run", may_have_run=True
+    )

@@ -27,7 +27,8 @@ from toolhost_sdk.errors import ToolhostError, UnavailableError
 logger = logging.getLogger(__name__)
 _RETRY = 0.2
 _LOOK = 0.01
-_CLOSE_SECONDS = 2.0
+_LAST_WORDS = 0.05  # between the end of a call and the end of the session that carries its result
+_CLOSE_SECONDS = 1.0
 
 
 class ServedRoute:
@@ -182,11 +183,10 @@ class RouteBook:
 
     async def quiet(self, seconds: float) -> None:
         """Return when no call runs and no listen stream is open, or after *seconds*."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        while self.dispatch.running() or any(served.hub.open_streams for served in self._served.values()):
-            if asyncio.get_running_loop().time() > deadline:
-                return
-            await asyncio.sleep(_LOOK)
+        served = list(self._served.values())
+        await _until(
+            lambda: not self.dispatch.running() and not any(s.hub.open_streams for s in served), seconds
+        )
 
     def end_streams(self) -> None:
         """Finish every listen stream with its final result."""
@@ -203,11 +203,25 @@ class RouteBook:
         await self._channels.aclose()
 
     def _close_later(self, served: ServedRoute) -> None:
-        task = asyncio.get_running_loop().create_task(served.aclose())
+        task = asyncio.get_running_loop().create_task(self._close(served))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    async def _close(self, served: ServedRoute) -> None:
+        """Calls end in words; sessions, which carry the words of older clients, after them."""
+        self.dispatch.end_calls(served.live)
+        await _until(lambda: not self.dispatch.has_calls(served.live), _CLOSE_SECONDS)
+        await asyncio.sleep(_LAST_WORDS)
+        await served.aclose()
 
     def _announce(self, name: str, what: str, uri: str | None) -> None:
         served = self._served.get(name)
         if served is not None:
             served.announce(what, uri)
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Return when *condition* holds, or after *seconds*."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  counts, not events
+        await asyncio.sleep(_LOOK)

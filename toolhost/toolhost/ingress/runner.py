@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,9 +38,8 @@ from toolhost_sdk.endpoints.unix_client import UnixChannel
 from toolhost_sdk.errors import ToolhostError, UsageError
 
 logger = logging.getLogger(__name__)
-_GRACE: Final = (
-    3  # seconds for connections after every stream and call was ended; SIGTERM to exit stays below 5
-)
+# Seconds that connections get after every stream and call was ended: SIGTERM to exit stays below 5.
+_GRACE: Final = 2
 _STREAM_SECONDS: Final = 0.5  # at most, for final frames to leave
 _KEY_BYTES: Final = 32
 
@@ -162,10 +162,12 @@ def load_keys(path: Path) -> tuple[bytes, ...]:
     Raises:
         UsageError: the file holds something else.
     """
-    with suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # made with mode 0600
             file.write(secrets.token_hex(_KEY_BYTES) + "\n")
+            file.flush()
+            with suppress(FileExistsError):  # another ingress was first
+                os.link(file.name, path)
     try:
         keys = tuple(bytes.fromhex(line) for line in path.read_text("ascii").split())
     except ValueError:

@@ -15,12 +15,13 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from toolhost_sdk.errors import UsageError
+from toolhost_sdk.errors import NoSpaceError, UsageError
 
 PREFIX: Final = "th_"
 CONTROL_SCOPE: Final = "control"
@@ -112,6 +113,7 @@ class TokenStore:
 
         Raises:
             UsageError: no scope, a malformed one, or a lifetime that is none.
+            NoSpaceError: no room on the disk to keep it.
         """
         _check(label, scopes, ttl)
         token = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
@@ -124,7 +126,7 @@ class TokenStore:
             expires_at=None if ttl is None else now + ttl,
         )
         row = (record.id, _hash(token), label, json.dumps(record.scopes), now, record.expires_at)
-        with self._open() as connection:
+        with self._writing() as connection:
             connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
         self._version = -1
         return MintedToken(id=record.id, token=token, record=record)
@@ -136,7 +138,7 @@ class TokenStore:
 
     def revoke(self, token_id: str) -> bool:
         """End a token at once. False: it was unknown or revoked before."""
-        with self._open() as connection:
+        with self._writing() as connection:
             done = connection.execute(
                 "UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL",
                 (time.time(), token_id),
@@ -169,6 +171,18 @@ class TokenStore:
             rows = connection.execute("SELECT * FROM tokens").fetchall()
             self._by_hash = {row["hash"][:_INDEX_BYTES]: (row["hash"], _record(row)) for row in rows}
             self._version = version
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._open() as connection:
+                yield connection
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise NoSpaceError(
+                f"no room on the disk for {str(self._path)!r}: free some and try again"
+            ) from None
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -113,3 +113,19 @@ def _start(arguments: list[str], until: float) -> None:
         raise UnavailableError(
             f"the warden could not start: {said.decode('utf-8', 'replace').strip()[-2000:]}"
         )
+
+
+def wait_until_gone(home: Path, *, timeout: float = 5.0) -> bool:
+    """Whether the warden of *home* has ended within *timeout* seconds: its lock is free and it writes no more.
+    Blocking."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        try:
+            with open(home / "warden.lock", "r+", encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return True
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            time.sleep(0.01)
+    return False

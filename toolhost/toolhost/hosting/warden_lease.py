@@ -11,7 +11,7 @@ from toolhost.hosting.home import Home
 from toolhost_sdk.endpoints.unix_client import UnixChannel
 from toolhost_sdk.errors import NotFoundError, ToolhostError, UnavailableError
 from toolhost_sdk.node.client import WardenClient
-from toolhost_sdk.node.start import ensure_warden
+from toolhost_sdk.node.start import ensure_warden, wait_until_gone
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class WardenLease:
                 await self.executor.stop()
         except (UnavailableError, TimeoutError) as error:
             logger.warning("the warden did not confirm its end: %s", error)
+        if not await asyncio.to_thread(wait_until_gone, self._home.warden_dir):
+            logger.warning("the warden still ends what it holds")
         await self.executor.aclose()
 
     async def _take(self) -> None:

@@ -6,7 +6,8 @@ Precedence is the reader's business: a command line option, then these settings,
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -79,6 +80,21 @@ class Settings:
     def from_process(cls) -> Self:
         """`from_env` of this process. Raises as it does."""
         return cls.from_env(os.environ)
+
+
+@contextmanager
+def exported(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for a library that reads its own from this process; put back what was there on exit."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def parse_port(value: str, *, variable: str) -> int:

@@ -7,11 +7,15 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 from toolhost.hosting.home import Home, write_private
+from toolhost.settings import exported
 from toolhost_sdk.errors import UnavailableError
 
 _LONGEST_RAY_DIR = 43  # bytes, so that Ray's own socket names below it fit into 107
@@ -24,16 +28,31 @@ def ray_running(home: Home, *, address: str | None, num_cpus: int | None) -> Ite
     Raises:
         UnavailableError: Ray is not installed, or the cluster at *address* does not answer.
     """
-    _configure(home, join=address is not None)
-    try:
-        import ray
-    except ImportError:
-        raise UnavailableError(
-            "Ray is not installed in this environment: install it with `pip install ray`, or run `make install`"
-        ) from None
-    if ray.is_initialized():
-        yield ray.get_runtime_context().gcs_address
+    running = sys.modules.get("ray")
+    if running is not None and running.is_initialized():
+        yield running.get_runtime_context().gcs_address
         return
+    try:
+        with exported(_environment(home, join=address is not None)):
+            try:
+                import ray
+            except ImportError:
+                raise UnavailableError(
+                    "Ray is not installed in this environment: install it with `pip install ray`, or run "
+                    "`make install`"
+                ) from None
+            _reread_environment(loopback_only=address is None)
+            with _initialized(home, address=address, num_cpus=num_cpus):
+                yield ray.get_runtime_context().gcs_address
+    finally:
+        if sys.modules.get("ray") is not None:
+            _reread_environment(loopback_only=False)
+
+
+@contextmanager
+def _initialized(home: Home, *, address: str | None, num_cpus: int | None) -> Iterator[None]:
+    import ray
+
     temp_dir = home.runtime_dir / "r"
     shutil.rmtree(temp_dir, ignore_errors=True)  # of a host that was killed; the lock says nobody uses it
     try:
@@ -62,7 +81,7 @@ def ray_running(home: Home, *, address: str | None, num_cpus: int | None) -> Ite
     # `log_to_driver=False` does not silence what raylets say of dead workers; we report those deaths ourselves.
     ray._private.worker._worker_logs_enabled = False
     try:
-        yield ray.get_runtime_context().gcs_address
+        yield
     finally:
         ray._private.worker._worker_logs_enabled = True
         with _signals_kept():
@@ -76,20 +95,36 @@ def namespace(home: Home) -> str:
     return f"toolhost-{home.instance}"
 
 
-def _configure(home: Home, *, join: bool) -> None:
-    """Ray reads these from the environment when it is imported."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
-    os.environ.setdefault("RAY_enable_open_telemetry", "0")
+def _reread_environment(*, loopback_only: bool) -> None:
+    """Let a Ray that was imported before see the variables as they are now; it keeps what it read at its import.
+
+    Ray's own start-up renews its configuration and its token with the same calls.
+    """
+    constants: Any = import_module("ray._private.ray_constants")
+    raylet: Any = import_module("ray._raylet")
+    # With clusters enabled Ray rewrites a loopback address to the machine's own and listens on every interface.
+    constants.ENABLE_RAY_CLUSTER = not loopback_only and not constants.IS_WINDOWS_OR_OSX
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _environment(home: Home, *, join: bool) -> dict[str, str]:
+    """What Ray and the processes it starts read from the environment."""
+    shared = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_enable_open_telemetry": "0",
+    }
     if join:
-        return
+        return shared
     token_file = home.root / "ray.token"
     if not token_file.exists():
         write_private(token_file, secrets.token_hex(32).encode())
-    os.environ["RAY_AUTH_MODE"] = "token"
-    # Without this Ray rewrites a loopback address to the machine's own and listens on every interface.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+    return shared | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
 
 
 @contextmanager

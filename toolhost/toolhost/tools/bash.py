@@ -24,7 +24,7 @@ from toolhost.tools.context import ServerEnvironment, ToolContext
 from toolhost.tools.job_book import LONGEST_WAIT, JobBook, check_idle
 from toolhost.tools.jobs import HasJobs, follow_ups
 from toolhost.tools.logs import whole_view
-from toolhost.tools.rendering import Masker, Rendered, ending, seconds, size, trailer
+from toolhost.tools.rendering import Masker, Rendered, ending, one_line, seconds, size, trailer
 from toolhost.tools.server import tool
 from toolhost.tools.shell_text import check_command, check_seconds, secret_values
 from toolhost_sdk.errors import UsageError
@@ -220,14 +220,18 @@ class BashTool(HasJobs):
         book, record = check_idle(self.book), finished.record
         footer = await book.footer(but=record.id)
         notes = [*_notes(finished, persistent=self._persistent), *([footer] if footer else [])]
-        room = max(limit - _NOTES_ROOM if limit > 2 * _NOTES_ROOM else limit // 2, 400)
+        room = limit - _NOTES_ROOM if limit > 2 * _NOTES_ROOM else limit // 3
         log = book.log(record)
         end = await log.shown_end() if record.size else 0
         view = await whole_view(log, limit=room, end=end) if end else None
         book.mark_seen(record, end)
+        facts = _facts(finished, view, detailed=detailed)
         parts = [view.text] if view is not None and view.text else []
-        parts += [_clipped(note, _NOTES_ROOM // 3) for note in notes]
-        return "\n".join([*parts, _facts(finished, view, detailed=detailed)])
+        left = min(_NOTES_ROOM, limit - sum(map(len, parts)) - 1) - len(facts)
+        for note in map(self._masker.mask, map(one_line, notes)):
+            parts += [_clipped(note, left - 1)] if left > 40 else []
+            left -= len(note) + 1
+        return "\n".join([*parts, facts])
 
 
 for _name, _function in follow_ups("run").items():
@@ -252,7 +256,9 @@ def _facts(finished: _Finished, view: Rendered | None, *, detailed: bool) -> str
     status += ", no output" if not record.size else ""
     shown = "" if view is None or view.whole else f"{size(record.size)} out, {size(view.shown)} shown"
     took = seconds(record.duration or 0.0) if record.done and detailed else ""
-    return trailer(status, took, f"cwd {finished.cwd}" if detailed else "", shown, record.handle)
+    return trailer(
+        status, took, f"cwd {_clipped(one_line(finished.cwd), 200)}" if detailed else "", shown, record.handle
+    )
 
 
 def _notes(finished: _Finished, *, persistent: bool) -> list[str]:

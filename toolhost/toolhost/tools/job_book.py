@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from toolhost.tools.log_access import LogAccess
 from toolhost.tools.logs import Piece, read_piece, whole_view
-from toolhost.tools.rendering import Masker, Reader, ending, seconds, size
+from toolhost.tools.rendering import Masker, Reader, ending, one_line, seconds, size
 from toolhost_sdk.endpoints.envelope import to_envelope
 from toolhost_sdk.errors import CapacityError, ConflictError, GoneError, NotFoundError, ToolhostError
 from toolhost_sdk.node.port import Cause, CommandSpec, Executor, JobRecord
@@ -313,7 +313,7 @@ class JobBook:
             job_id=record.handle,
             state=state,
             done=record.done,
-            label=record.label,
+            label=self.masker.mask(record.label),
             seconds=round(record.duration or 0.0, 3),
             output=news.text if news else "",
             next_offset=end,
@@ -350,7 +350,7 @@ class JobBook:
             JobLine(
                 job_id=record.handle,
                 state=tool_state(record, queued=self.is_queued(record)),
-                label=record.label,
+                label=self.masker.mask(record.label),
                 seconds=round(record.duration or 0.0, 1),
                 age=round(now - (record.started_at or now), 1),
                 unread_bytes=self.unread(record),
@@ -369,7 +369,7 @@ class JobBook:
         return f"running: {words}{warning}"
 
     def _line(self, record: JobRecord) -> str:
-        label = " ".join(record.label.split())
+        label = one_line(" ".join(record.label.split()))
         short = label if len(label) <= 40 else f"{label[:39]}…"
         words = f"{record.handle} {json.dumps(self.masker.mask(short), ensure_ascii=False)}"
         words += " queued" if self.is_queued(record) else f" {seconds(record.duration or 0.0)}"

@@ -6,7 +6,7 @@ from toolhost.tools.rendering.facts import ending, seconds, size, trailer
 from toolhost.tools.rendering.lines import Line, LineFilter
 from toolhost.tools.rendering.masking import Masker
 from toolhost.tools.rendering.view import OutputView, Reader, Rendered, render
-from toolhost.tools.rendering.visible import show
+from toolhost.tools.rendering.visible import one_line, show
 
 __all__ = [
     "Line",
@@ -21,6 +21,7 @@ __all__ = [
     "escaped_length",
     "is_binary",
     "kind",
+    "one_line",
     "render",
     "seconds",
     "show",

@@ -19,6 +19,12 @@ def show(text: str) -> str:
     return _HIDDEN.sub(_escape, text)
 
 
+def one_line(text: str) -> str:
+    """*text* for a line of facts: no line end in it, and no half of a surrogate pair (paths hold any bytes)."""
+    readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return show(readable).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < 0x100:

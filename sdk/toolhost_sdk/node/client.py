@@ -6,11 +6,14 @@ guessed when it says nothing.
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
+import anyio
 from typing_extensions import override
 
 from toolhost_sdk.endpoints.channel import Channel
@@ -28,6 +31,7 @@ from toolhost_sdk.node.port import (
 )
 
 _PIECE = 1 << 20
+_ABANDON_WITHIN = 2.0
 _SPOOL_OVER = 64 << 10
 _SPEC_FIELDS = tuple(part.name for part in fields(CommandSpec))
 
@@ -62,7 +66,15 @@ class WardenClient(Executor):
         if isinstance(spec.stdin, bytes) and len(spec.stdin) > _SPOOL_OVER:
             described["stdin"] = None
             described["spool"] = await self._spool(spec.stdin)
-        return records.from_doc(await self._ask("start", spec=described, key=key))
+        nameless = key is None
+        key = key or f"once-{secrets.token_hex(16)}"
+        try:
+            return records.from_doc(await self._ask("start", spec=described, key=key, nameless=nameless))
+        except asyncio.CancelledError:
+            if nameless:  # its answer may be on the way, and then nobody could name the job
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_ABANDON_WITHIN):
+                    await self._ask("abandon", key=key)
+            raise
 
     async def _spool(self, data: bytes) -> str:
         token: str | None = None

@@ -312,13 +312,16 @@ class Command(Job):
             self.cause = cause
         if self.state in ("starting", "running", "background"):
             self.move("killing")
+        self.spawn(self._climb(grace))  # a caller that goes away must not stop half-way up
+        return await self.until_done(grace + 5.0)
+
+    async def _climb(self, grace: float) -> None:
         if grace > 0 and not self.emptied.is_set():
             self.init.send({"op": "term"})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.emptied.wait(), grace)
         if not self.emptied.is_set():
             self.init.send({"op": "kill"})
-        return await self.until_done(5.0)
 
     def signal(self, number: int) -> None:
         self.init.send({"op": "signal", "number": number})

@@ -74,6 +74,11 @@ class Containment:
         return None if self.root is None else f"{self.root}/{self.name}"
 
     @property
+    def groups(self) -> list[str]:
+        """Every directory of this generation, in any hierarchy."""
+        return [f"{parent}/{self.name}" for parent in (self.root, self.pids_v1) if parent is not None]
+
+    @property
     def ranks(self) -> str:
         """As records show it."""
         return "cgroup+subreaper" if self.root is not None else "subreaper"
@@ -135,9 +140,8 @@ class Containment:
         return left
 
     def forget(self, job: str) -> None:
-        for parent in (self.group, None if self.pids_v1 is None else f"{self.pids_v1}/{self.name}"):
-            if parent is not None:
-                cgroups.remove(f"{parent}/{job}")
+        for group in self.groups:
+            cgroups.remove(f"{group}/{job}")
 
     def sweep(self, live: Container[str]) -> list[dict[str, Any]]:
         """End what carries our name but belongs to no live job. Blocking: for a thread. Returns what was ended."""
@@ -192,9 +196,8 @@ class Containment:
 
     def close(self) -> None:
         """Remove what this generation made; only empty cgroups go."""
-        for parent in (self.root, self.pids_v1):
-            if parent is not None:
-                cgroups.remove(f"{parent}/{self.name}")
+        for group in self.groups:
+            cgroups.remove(group)
 
     def manifest(self) -> dict[str, Any]:
         return {

@@ -219,8 +219,12 @@ class Hosted(Job):
             self.cause = cause
         if self.state not in TERMINAL and self.state != "killing":
             self.move("killing")
-        record = await self.until_done(grace) if grace > 0 else self.record()
-        return record if record.done else await self._end("killed", cause=self.cause)
+        self.spawn(self._end_after(grace))
+        return await self.until_done(grace + 5.0)
+
+    async def _end_after(self, grace: float) -> None:
+        if not (await self.until_done(grace)).done:
+            await self._end("killed", cause=self.cause)
 
     async def _end(self, state: JobState, **changes: Any) -> JobRecord:
         if self._asked:

@@ -73,7 +73,8 @@ class Service:
         self._spools: dict[str, tuple[IO[bytes], float]] = {}
         self._watches: set[asyncio.Task[None]] = set()
         self._own_handlers: dict[str, Callable[..., Awaitable[Any]]] = {
-            "start": self._start, "read": self._read, "spool": self._spool, "open_hosted": self._open_hosted,
+            "start": self._start, "read": self._read, "spool": self._spool, "abandon": self._abandon,
+            "open_hosted": self._open_hosted,
         }  # fmt: skip
 
     async def __call__(self, call: IncomingCall) -> Any:
@@ -119,7 +120,7 @@ class Service:
         return chunk_to_wire(await self._supervisor.read(**payload))
 
     async def _start(
-        self, call: IncomingCall, spec: dict[str, Any], key: str | None = None
+        self, call: IncomingCall, spec: dict[str, Any], key: str | None = None, nameless: bool = False
     ) -> dict[str, Any]:
         described = dict(spec)
         given: int | None = None
@@ -139,10 +140,13 @@ class Service:
             if given is not None:
                 os.close(given)
             raise UsageError(f"bad command specification: {error}") from error
-        record = await self._supervisor.start(checked, key=key, given=given)
+        record = await self._supervisor.start(checked, key=key, given=given, nameless=nameless)
         if checked.tied and not record.done:
             self._watch(self._watch_owner(call, record.id))
         return records.to_doc(record)
+
+    async def _abandon(self, call: IncomingCall, key: str) -> None:
+        await self._supervisor.abandon(key)
 
     async def _watch_owner(self, call: IncomingCall, job: str) -> None:
         if await self._gone_before_end(call, job):

@@ -32,6 +32,7 @@ _INLINE = 60 << 10
 _HELLO_WITHIN = 10.0
 _REFILL_AFTER = 0.02  # a job that ends sooner gives its init back, which is cheaper than a new one
 _USES = 200
+_SHORT_LIFE = 0.5  # seconds; a zygote that ends sooner is not replaced at once, lest we start them in a loop
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The package's own __init__ may load anything; the zygote must stay small, so it gets an empty package in its place.
 _BOOT = (
@@ -141,6 +142,7 @@ class Spawner:
         self._wanted = stock
         self._control: socket.socket | None = None
         self._zygote: subprocess.Popen[bytes] | None = None
+        self._opened = 0.0
         self._closing = False
         self._inits: weakref.WeakSet[Init] = weakref.WeakSet()
 
@@ -162,7 +164,7 @@ class Spawner:
                     _BOOT,
                     str(_PACKAGE),
                     str(theirs.fileno()),
-                    self._containment.group or "",
+                    *self._containment.groups,
                 ],
                 env={},
                 pass_fds=[theirs.fileno()],
@@ -171,6 +173,7 @@ class Spawner:
                 cwd="/",
             )
         self._control = ours
+        self._opened = asyncio.get_running_loop().time()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._control_ended)
         self._refill()
 
@@ -178,6 +181,14 @@ class Spawner:
         self._drop_control()
         if not self._closing:
             log.error("the zygote ended; starting another")
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._opened > _SHORT_LIFE:
+                self.open()
+            else:
+                loop.call_later(_SHORT_LIFE, self._reopen)
+
+    def _reopen(self) -> None:
+        if self._control is None and not self._closing:
             self.open()
 
     def _drop_control(self) -> None:
@@ -236,7 +247,7 @@ class Spawner:
             CapacityError: the node cannot fork another process now.
             NoSpaceError: no room for the job's files.
         """
-        for _ in range(3):
+        for _ in range(20):
             if not self._stock and self._control is not None:
                 self._stock.append(self._fork())
             if not self._stock:

@@ -121,7 +121,7 @@ def wait_until_gone(home: Path, *, timeout: float = 5.0) -> bool:
     until = time.monotonic() + timeout
     while time.monotonic() < until:
         try:
-            with open(home / "warden.lock", "r+", encoding="utf-8") as lock:
+            with (home / "warden.lock").open("r+", encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return True
         except FileNotFoundError:

@@ -96,9 +96,14 @@ class Supervisor(Executor):
 
     @override
     async def start(
-        self, spec: CommandSpec, *, key: str | None = None, given: int | None = None
+        self, spec: CommandSpec, *, key: str | None = None, given: int | None = None, nameless: bool = False
     ) -> JobRecord:
-        """See the port. *given* is a descriptor that becomes stdin; it is closed in every case."""
+        """See the port.
+
+        Args:
+            given: a descriptor that becomes stdin; it is closed in every case.
+            nameless: the key was made for this one call, so a cancelled call leaves nobody who could name the job.
+        """
         try:
             checks.check_spec(spec)
             if key is not None and (known := await self._known(key)) is not None:
@@ -121,10 +126,17 @@ class Supervisor(Executor):
             while not job.launched.is_set():
                 await job.changed.wait(None)
         except asyncio.CancelledError:
-            if key is None:  # nobody can name it: what nobody can name is cancelled
+            if key is None or nameless:  # what nobody can name is cancelled
                 job.spawn(job.terminate(grace=0, cause="cancelled"))
             raise
         return job.record()
+
+    async def abandon(self, key: str) -> None:
+        """End the job of a start whose caller went away before the answer reached it."""
+        found = self.stored.by_key(key)
+        job = None if found is None else self._live(found)
+        if job is not None:
+            job.spawn(job.terminate(grace=0, cause="cancelled"))
 
     async def _known(self, key: str) -> JobRecord | None:
         if key in self._keys:

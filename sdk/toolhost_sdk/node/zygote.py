@@ -26,9 +26,9 @@ GIVE_UP_AFTER = 30.0
 
 
 class Zygote:
-    def __init__(self, control: socket.socket, group: str | None) -> None:
+    def __init__(self, control: socket.socket, groups: list[str]) -> None:
         self._control = control
-        self._group = group
+        self._groups = groups
         self._inits: set[int] = set()
 
     def run(self) -> NoReturn:
@@ -88,13 +88,13 @@ class Zygote:
         return True
 
     def _finish(self) -> NoReturn:
+        """The warden is gone: end everything of this generation, remove its cgroups, exit."""
         began = time.monotonic()
-        alive = True
-        while alive and time.monotonic() - began < GIVE_UP_AFTER:
+        while time.monotonic() - began < GIVE_UP_AFTER:
             late = time.monotonic() - began > INITS_MAY_TAKE
-            if self._group is not None:
-                for name in cgroups.subgroups(self._group):
-                    cgroups.kill(f"{self._group}/{name}")
+            for group in self._groups:
+                for name in cgroups.subgroups(group):
+                    cgroups.kill(f"{group}/{name}")
             procfs.signal_below(
                 os.getpid(), signal.SIGKILL, skip=frozenset() if late else frozenset(self._inits)
             )
@@ -102,17 +102,16 @@ class Zygote:
                 for pid, _ in procfs.reap_all():
                     self._inits.discard(pid)
             except ChildProcessError:
-                alive = self._group is not None and not cgroups.empty(self._group)
-            if alive:
-                time.sleep(0.005)
-        if self._group is not None:
-            cgroups.remove(self._group)
+                removed = [cgroups.remove(group) for group in self._groups]
+                if all(removed):
+                    break
+            time.sleep(0.005)
         os._exit(0)
 
 
 def main() -> NoReturn:
-    """Arguments: the number of the control socket's descriptor, and the cgroup of the generation or nothing."""
+    """Arguments: the number of the control socket's descriptor, and the cgroups of the generation."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     os.setsid()
-    Zygote(control, sys.argv[2] or None).run()
+    Zygote(control, sys.argv[2:]).run()

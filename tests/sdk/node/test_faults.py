@@ -184,8 +184,10 @@ async def test_the_zygote_alone_ends_everything(place: Path) -> None:
     client = warden.client()
     mark = marker()
     zygote = warden.zygote()
-    for _ in range(3):
-        await client.start(sh(f"trap '' TERM; setsid sh -c 'sleep {mark} & sleep {mark}' & sleep {mark}"))
+    for limit in (None, None, 50):
+        await client.start(
+            sh(f"trap '' TERM; setsid sh -c 'sleep {mark} & sleep {mark}' & sleep {mark}", pids_limit=limit)
+        )
     group = cgroups_of(await client.manifest())
     eventually(lambda: len(processes_with(mark)) >= 9, what="three trees")
     await client.aclose()

@@ -367,9 +367,11 @@ async def test_a_cancelled_start_that_nobody_can_name_leaves_nothing(
 ) -> None:
     """SURV-R1"""
     mark = marker()
-    for delay in (0.0, 0.001, 0.002, 0.004, 0.008):
+    for delay in (0.0, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008):
+        job = None
         with anyio.move_on_after(delay):
-            job = await client.start(sh(f"sleep {mark}", tied=False))
+            job = await client.start(sh(f"sleep {mark}"))
+        if job is not None:
             await client.terminate(job.id, grace=0)
 
     async def nothing() -> bool:
@@ -394,6 +396,22 @@ def _python_for_everyone(library: Path) -> str:
         elif found is not None and found.origin is not None:
             shutil.copy(found.origin, library)
     return python
+
+
+async def test_a_termination_goes_on_when_its_caller_goes_away(client: WardenClient) -> None:
+    """TREE-R5 ZERO-1"""
+    mark = marker()
+    job = await client.start(sh(f"trap '' TERM; echo ready; sleep {mark}; sleep {mark}"))
+    hosted = await client.open_hosted("s")
+    await wait_for_output(client, job.id, b"ready")
+
+    for name in (job.id, hosted.id):
+        with anyio.move_on_after(0.2):
+            await client.terminate(name, grace=0.6)
+
+    assert (await client.wait(job.id, timeout=3)).signal == 9
+    assert (await client.wait(hosted.id, timeout=3)).state == "killed"
+    assert processes_with(mark) == []
 
 
 @root_only

@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolhost.ingress.dispatch import ChannelPool
 from toolhost.ingress.guard import is_deeper
 from toolhost.ingress.runner import _uvicorn_config
 from toolhost.ingress.validation import ToolCheck, unknown_function
-from toolhost.wire import ToolDefinition
+from toolhost.wire import Address, ToolDefinition
+from toolhost_sdk.endpoints.unix_client import UnixChannel
+from toolhost_sdk.errors import UnavailableError
 
 
 def depth_of(value: object) -> int:
@@ -87,3 +90,24 @@ def test_valid_arguments_are_no_complaint_under_all_of_2020_12() -> None:
 def test_unknown_functions_are_told_the_nearest_or_the_first_names() -> None:
     assert unknown_function("s", "x", []) == "server 's' has no function 'x': it has none"
     assert unknown_function("s", "zzz", ["a", "b"]) == "server 's' has no function 'zzz': it has 'a', 'b'"
+
+
+@pytest.mark.anyio
+async def test_channels_are_shared_by_address_and_far_ones_come_from_the_factory(anyio_backend: str) -> None:
+    """NET-R1"""
+    near, far = Address(node_id="a", unix="/nowhere"), Address(node_id="b", actor="host-1", namespace="n")
+    made: list[Address] = []
+
+    def factory(address: Address) -> UnixChannel:
+        made.append(address)
+        return UnixChannel("/nowhere/else")
+
+    pool = ChannelPool(factory)
+
+    assert pool.get(near) is pool.get(near) and pool.get(far) is pool.get(far)
+    assert made == [far]
+    await pool.keep({near})
+    assert pool.get(far) and made == [far, far]
+    await pool.aclose()
+    with pytest.raises(UnavailableError, match="no way to node 'b'"):
+        ChannelPool().get(far)

@@ -109,6 +109,8 @@ class Supervisor:
             async with asyncio.timeout(request.start_timeout):
                 await self._start(name)
                 await self._until_served(name)
+            if request.detached:
+                self._specs.save(request)
         except TimeoutError as error:
             await self.stop(name, grace=0)
             if isinstance(error, ToolhostError):
@@ -119,8 +121,6 @@ class Supervisor:
         except BaseException:
             await self.stop(name, grace=0)
             raise
-        if request.detached:
-            self._specs.save(request)
         return self.status(name)
 
     async def stop(self, name: str, *, grace: float = 5.0) -> bool:

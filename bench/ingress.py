@@ -25,7 +25,7 @@ import uvloop
 from bench._common import ROOT, latency, median_of, report, run_metadata, throughput
 
 from toolhost.hosting.routes import RouteRegistry
-from toolhost.ingress.tokens import TokenStore
+from toolhost.tokens import TokenStore
 from toolhost.wire import Address, ServerDefinition, ToolDefinition
 from toolhost_sdk.endpoints.channel import IncomingCall
 from toolhost_sdk.endpoints.unix_server import serve_unix

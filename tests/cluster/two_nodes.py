@@ -8,13 +8,18 @@ import os
 import sys
 from pathlib import Path
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN_PATH": sys.argv[1] + "/token"}
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN_PATH": sys.argv[1] + "/token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray on the loopback address
+}
 Path(sys.argv[1], "token").write_text("0" * 64)
 
 from ray.cluster_utils import Cluster  # noqa: E402 - Ray reads its environment when it is imported
-
 from tests.support.clients import call_text, connected  # noqa: E402
 from tests.toolhost.hosting.servers import Echo, Runs  # noqa: E402
+
 from toolhost import ToolHost  # noqa: E402
 
 
@@ -26,7 +31,8 @@ async def ask(host: ToolHost, name: str, fn: str, arguments: dict[str, object]) 
 def main() -> None:
     payload = os.urandom(100_000).hex()
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "node_ip_address": "127.0.0.1", "include_dashboard": False},
     )
     try:
         cluster.add_node(num_cpus=1, resources={"far": 1}, node_ip_address="127.0.0.1")

@@ -11,10 +11,10 @@ Endpoints and methods:
         control / servers.list   {}                      -> [ServerStatus]
         control / servers.log    {"name", "tail"}        -> {"text"}
         control / ingress.ready  {"url"}                 -> {}   (an ingress says it serves)
-        control / tokens.*       see `toolhost.ingress.tokens`
+        control / tokens.*       see `toolhost.tokens`
         control / host.status    {}                      -> HostStatus
         control / host.shutdown  {}                      -> {}
-    tool host (`$RUN/host-*.sock` or a Ray actor; called by ingresses)
+    tool host (`$RUN/host-*.sock`, or a relay's socket; called by ingresses)
         <server> / tools/call           CallPayload      -> ToolOutcome
         <server> / resources/read       {"uri", ...}     -> {"contents": [...]}
         <server> / prompts/get          {"name", "arguments", ...} -> {"description", "messages": [...]}
@@ -113,12 +113,15 @@ class ServerDefinition(_Wire):
 
 
 class Address(_Wire):
-    """Where a server's host listens: a Unix socket of this node, or a named Ray actor."""
+    """Where a server's host answers.
+
+    Args:
+        node_id: the node it runs on.
+        unix: a socket of the ingress's own node; for a host of another node, its relay's.
+    """
 
     node_id: str
-    unix: str | None = None
-    actor: str | None = None
-    namespace: str | None = None
+    unix: str
 
 
 class Route(_Wire):

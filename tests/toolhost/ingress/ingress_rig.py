@@ -22,7 +22,7 @@ from toolhost.ingress.config import IngressConfig, Limits
 from toolhost.ingress.control_api import create_api
 from toolhost.ingress.routes import RouteBook
 from toolhost.ingress.runner import IngressServer, _uvicorn_config
-from toolhost.ingress.tokens import TokenStore
+from toolhost.tokens import TokenStore
 from toolhost.wire import Address, ServerDefinition, ToolDefinition
 from toolhost_sdk.endpoints.channel import IncomingCall
 from toolhost_sdk.endpoints.unix_client import UnixChannel

@@ -13,8 +13,6 @@ from toolhost.ingress.guard import is_deeper
 from toolhost.ingress.runner import _uvicorn_config
 from toolhost.ingress.validation import ToolCheck, unknown_function
 from toolhost.wire import Address, ToolDefinition
-from toolhost_sdk.endpoints.unix_client import UnixChannel
-from toolhost_sdk.errors import UnavailableError
 
 
 def depth_of(value: object) -> int:
@@ -93,21 +91,14 @@ def test_unknown_functions_are_told_the_nearest_or_the_first_names() -> None:
 
 
 @pytest.mark.anyio
-async def test_channels_are_shared_by_address_and_far_ones_come_from_the_factory(anyio_backend: str) -> None:
+async def test_channels_are_shared_by_address_until_nobody_is_there(anyio_backend: str) -> None:
     """NET-R1"""
-    near, far = Address(node_id="a", unix="/nowhere"), Address(node_id="b", actor="host-1", namespace="n")
-    made: list[Address] = []
+    one, two = Address(node_id="a", unix="/nowhere/1"), Address(node_id="b", unix="/nowhere/2")
+    pool = ChannelPool()
+    kept, dropped = pool.get(one), pool.get(two)
 
-    def factory(address: Address) -> UnixChannel:
-        made.append(address)
-        return UnixChannel("/nowhere/else")
+    await pool.keep({one})
 
-    pool = ChannelPool(factory)
-
-    assert pool.get(near) is pool.get(near) and pool.get(far) is pool.get(far)
-    assert made == [far]
-    await pool.keep({near})
-    assert pool.get(far) and made == [far, far]
+    assert pool.get(one) is kept
+    assert pool.get(two) is not dropped
     await pool.aclose()
-    with pytest.raises(UnavailableError, match="no way to node 'b'"):
-        ChannelPool().get(far)

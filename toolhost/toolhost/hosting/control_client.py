@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from toolhost.hosting.home import Home
-from toolhost.hosting.pickling import dump_spec
+from toolhost.tools.pickling import dump_spec
 from toolhost.tools.server import ToolSpec, check_server_name
 from toolhost.wire import HostStatus, ServerStatus, SpawnRequest
 from toolhost_sdk.endpoints.channel import CallHeader

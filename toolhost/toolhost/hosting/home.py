@@ -13,7 +13,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -114,11 +114,19 @@ class Home:
         except BlockingIOError:
             os.close(descriptor)
             raise ConflictError(f"a host already runs in {str(self.root)!r}{self._where()}") from None
+        self._forget_tool_hosts()  # of a host that was killed
         try:
             yield
         finally:
             self.host_file.unlink(missing_ok=True)
+            self._forget_tool_hosts()
+            with suppress(OSError):  # a warden that holds jobs keeps its socket there
+                self.runtime_dir.rmdir()
             os.close(descriptor)
+
+    def _forget_tool_hosts(self) -> None:
+        for path in self.runtime_dir.glob("host-*.sock"):
+            path.unlink(missing_ok=True)
 
     def _where(self) -> str:
         try:

@@ -9,7 +9,6 @@ import asyncio
 import contextvars
 import logging
 import os
-import pickle
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing_extensions import override
 
 from toolhost.hosting.home import make_private_dir
 from toolhost.tools.context import ServerEnvironment
+from toolhost.tools.pickling import load_spec
 from toolhost.tools.runtime import ServerRuntime, new_threads
-from toolhost.tools.server import ToolSpec
 from toolhost_sdk.endpoints.channel import IncomingCall
 from toolhost_sdk.errors import ConflictError, NotFoundError, ToolhostError, UsageError
 from toolhost_sdk.node.port import Executor
@@ -76,7 +75,7 @@ class ToolHostService:
         if name in self._servers:
             raise ConflictError(f"server {name!r} already runs in this tool host")
         _current_server.set(name)
-        spec = unpickle_spec(payload["spec"])
+        spec = load_spec(payload["spec"])
         state_dir = self._state_dir(name)
         make_private_dir(state_dir)
         try:
@@ -117,17 +116,6 @@ class ToolHostService:
         """Never returns: its end tells the controller that this process died."""
         await call.emit("item", {"pid": os.getpid()})
         await asyncio.Event().wait()
-
-
-def unpickle_spec(data: bytes) -> ToolSpec:
-    """Raises NotFoundError (naming the module) when the class cannot be imported here."""
-    try:
-        spec = pickle.loads(data)
-    except (ImportError, AttributeError) as error:
-        raise NotFoundError(f"the server's class cannot be imported in the tool host: {error}") from None
-    if not isinstance(spec, ToolSpec):
-        raise UsageError(f"a spec made by `bind` is needed, not {type(spec).__name__!r}")
-    return spec
 
 
 class ServerLogHandler(logging.Handler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolhost.hosting.home import Home, write_private
-from toolhost.ingress.tokens import TokenStore
+from toolhost.tokens import TokenStore
 from toolhost_sdk.errors import NotFoundError
 
 

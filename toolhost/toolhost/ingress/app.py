@@ -28,7 +28,7 @@ from toolhost.ingress.config import IngressConfig
 from toolhost.ingress.dispatch import RequestLife
 from toolhost.ingress.guard import Answer, Headers, Refusal, refusal
 from toolhost.ingress.routes import RouteBook, ServedRoute
-from toolhost.ingress.tokens import CONTROL_SCOPE, TokenRecord, TokenStore
+from toolhost.tokens import CONTROL_SCOPE, TokenRecord, TokenStore
 
 logger = logging.getLogger(__name__)
 API_PREFIX: Final = "/api/v1"

@@ -23,8 +23,8 @@ from toolhost.ingress.callers import PlainCaller
 from toolhost.ingress.content import failure
 from toolhost.ingress.dispatch import Call
 from toolhost.ingress.routes import RouteBook, ServedRoute
-from toolhost.ingress.tokens import TokenStore
 from toolhost.ingress.validation import unknown_function
+from toolhost.tokens import TokenStore
 from toolhost.wire import SpawnRequest
 from toolhost_sdk.endpoints.channel import Channel
 from toolhost_sdk.errors import (
@@ -224,7 +224,7 @@ async def _while_connected(request: Request, work: Callable[[], Awaitable[Any]])
 
 def _shipped(kind: str, arguments: dict[str, Any]) -> bytes:
     # Imported at the first spawn: the shipped servers bring much that an ingress has no other use for.
-    from toolhost.hosting.pickling import dump_spec
+    from toolhost.tools.pickling import dump_spec
     from toolhost.tools.shipped import shipped_spec
 
     return dump_spec(shipped_spec(kind, arguments))

@@ -65,29 +65,16 @@ class LiveRoute:
 
 
 class ChannelPool:
-    """One channel per address, shared by the servers of a host.
+    """One channel per address, shared by the servers of a host."""
 
-    Args:
-        actor_channel: makes channels to hosts that have no socket on this node.
-    """
-
-    def __init__(self, actor_channel: Callable[[Address], Channel] | None = None) -> None:
-        self._actor_channel = actor_channel
+    def __init__(self) -> None:
         self._channels: dict[Address, Channel] = {}
 
     def get(self, address: Address) -> Channel:
-        """Raises UnavailableError for an address that this ingress cannot reach."""
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = self._make(address)
+            channel = self._channels[address] = UnixChannel(address.unix)
         return channel
-
-    def _make(self, address: Address) -> Channel:
-        if address.unix is not None:
-            return UnixChannel(address.unix)
-        if self._actor_channel is None:
-            raise UnavailableError(f"this ingress has no way to node {address.node_id!r}")
-        return self._actor_channel(address)
 
     async def keep(self, addresses: Collection[Address]) -> None:
         """Close the channels to every other address."""

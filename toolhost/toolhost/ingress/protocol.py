@@ -34,8 +34,8 @@ from toolhost.ingress.content import call_result, complete, failure, prompt_mess
 from toolhost.ingress.dispatch import Call, Dispatch, LiveRoute
 from toolhost.ingress.listen import ListenHub
 from toolhost.ingress.sessions import SessionBook, legacy_session
-from toolhost.ingress.tokens import functions_in_scope
 from toolhost.ingress.validation import unknown_function
+from toolhost.tokens import functions_in_scope
 from toolhost_sdk.errors import InternalError, NotFoundError, ToolhostError, UsageError
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from toolhost.ingress.exchange import Exchange
 from toolhost.ingress.listen import LIST_EVENTS, ListenHub, event_of
 from toolhost.ingress.protocol import McpServer
 from toolhost.ingress.sessions import SessionBook, SessionManager
-from toolhost.wire import Address, Route, RouteTable
+from toolhost.wire import Route, RouteTable
 from toolhost_sdk.endpoints.channel import Channel
 from toolhost_sdk.errors import ToolhostError, UnavailableError
 
@@ -111,13 +111,11 @@ class ServedRoute:
 class RouteBook:
     """All served routes. `follow` keeps them as the controller has them."""
 
-    def __init__(
-        self, config: IngressConfig, *, actor_channel: Callable[[Address], Channel] | None = None
-    ) -> None:
+    def __init__(self, config: IngressConfig) -> None:
         self._config = config
         self._served: dict[str, ServedRoute] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._channels = ChannelPool(actor_channel)
+        self._channels = ChannelPool()
         self.dispatch = Dispatch(
             self._channels,
             heartbeat=config.heartbeat,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import importlib
 import logging
 import os
 import secrets
@@ -31,8 +30,7 @@ from toolhost.ingress.app import IngressApp
 from toolhost.ingress.config import IngressConfig
 from toolhost.ingress.control_api import create_api
 from toolhost.ingress.routes import RouteBook
-from toolhost.ingress.tokens import TokenStore
-from toolhost.wire import Address
+from toolhost.tokens import TokenStore
 from toolhost_sdk.endpoints.channel import Channel
 from toolhost_sdk.endpoints.unix_client import UnixChannel
 from toolhost_sdk.errors import ToolhostError, UsageError
@@ -87,11 +85,10 @@ async def serve(
     config: IngressConfig,
     tokens: TokenStore,
     url: str,
-    actor_channel: Callable[[Address], Channel] | None = None,
     on_ready: Callable[[IngressServer], None] | None = None,
 ) -> int:
     """Serve until a signal comes or the controller stays away. Returns the exit code."""
-    routes = RouteBook(config, actor_channel=actor_channel)
+    routes = RouteBook(config)
     api = create_api(control=control, routes=routes, tokens=tokens)
     app = IngressApp(config, routes=routes, tokens=tokens, api=api, version=version("toolhost-platform"))
     first_table = asyncio.Event()
@@ -189,11 +186,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--heartbeat", type=float, default=15.0)
     parser.add_argument("--orphan-grace", type=float, default=30.0)
     parser.add_argument("--controller-patience", type=float, default=10.0)
-    parser.add_argument(
-        "--actor-channels",
-        metavar="MODULE:FUNCTION",
-        help="makes channels to other nodes; imported when needed",
-    )
     return parser.parse_args(argv)
 
 
@@ -217,7 +209,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=config,
             tokens=TokenStore(options.home / "tokens.db"),
             url=options.url,
-            actor_channel=_actor_channels(options.actor_channels),
         )
     )
 
@@ -228,15 +219,3 @@ def _own_names(url: str) -> tuple[str, ...]:
     if host in ("", "0.0.0.0", "::"):
         return ()
     return (f"[{host}]" if ":" in host else host,)
-
-
-def _actor_channels(name: str | None) -> Callable[[Address], Channel] | None:
-    if name is None:
-        return None
-    module, _, function = name.partition(":")
-
-    def make(address: Address) -> Channel:
-        channel: Channel = getattr(importlib.import_module(module), function)(address)
-        return channel
-
-    return make

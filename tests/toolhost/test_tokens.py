@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from toolhost.ingress.tokens import TokenStore, functions_in_scope
+from toolhost.tokens import TokenStore, functions_in_scope
 from toolhost_sdk.errors import UsageError
 
 

@@ -123,7 +123,7 @@ class HostCheck:
 
 
 def check_headers(headers: Headers, limit: int) -> None:
-    """Refuse too many fields (431), repeated ones that must be single (400), and upgrades (400)."""
+    """Refuse too many fields (431), repeated ones that must be single, two lengths of one body, upgrades (400)."""
     if len(headers) > limit:
         raise refusal(431, "limit_exceeded", f"a request has at most {limit} header fields")
     counts = Counter(name for name, _ in headers)
@@ -136,6 +136,11 @@ def check_headers(headers: Headers, limit: int) -> None:
             first.decode("latin-1") in HANDSHAKE_PROTOCOL_VERSIONS
         ):  # the modern side refuses it itself, with the id
             raise rpc_refusal(HEADER_MISMATCH, "mcp-protocol-version header appears more than once")
+    if (
+        counts[b"content-length"] and counts[b"transfer-encoding"]
+    ):  # RFC 9112, 6.1: and never another request after it
+        both = "Content-Length and Transfer-Encoding in one request"
+        raise refusal(400, "usage", both, headers={"connection": "close"})
     if counts[b"upgrade"]:
         raise refusal(400, "usage", "nothing here upgrades: there is no WebSocket endpoint")
 

@@ -1,0 +1,1 @@
+from tests.support.host import host  # noqa: F401 - a fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import time
@@ -31,6 +32,7 @@ QUIET = 0.1
 DRAIN_AT_MOST = 1.0
 REPORT_LIMIT = 1 << 20
 FINAL_DRAIN = 4 << 20
+_ANSWERED_AFTER = 0.002
 READ_NUMBER = {"x86_64": 0}.get(os.uname().machine, 63)  # of the system call; 63 is the generic table's
 EndTree = Callable[[str], Awaitable[bool]]
 
@@ -66,6 +68,7 @@ class Command(Job):
         self.stdin: StdinPipe | None = None
         self._given = given  # a descriptor that becomes stdin; ours to close
         self._report_fd = -1
+        self._refusals = -1  # readable when the start is settled, see `Init.start`
         self._report = bytearray()
         self._report_lost = False
         self._start_error: StartError | None = None
@@ -94,7 +97,8 @@ class Command(Job):
                 theirs.append(write)
                 os.set_blocking(self._report_fd, False)
                 self._loop.add_reader(self._report_fd, self._report_readable)
-            self.init.start(plan, theirs)
+            self._refusals = self.init.start(plan, theirs)
+            self._loop.add_reader(self._refusals, self._settle_start)
         except OSError:
             self._close_all()
             raise
@@ -166,15 +170,8 @@ class Command(Job):
 
     def _heard(self, message: dict[str, Any]) -> None:
         match message["t"]:
-            case "started":
-                self.base = replace(self.base, pid=message["pid"])
-                if self.state == "starting":
-                    self.move("running")
-                self.launched.set()
-            case "failed":
-                self._start_error = message["error"]
-                self.base = replace(self.base, start_error=message["error"], message=message["message"])
             case "exit":
+                self._settle_start()
                 self._status = message["status"]
                 self._exited = True
                 if self.stdin is not None:
@@ -188,6 +185,32 @@ class Command(Job):
                 if self.state in ("running", "background"):
                     self.move("killing")
         self.changed.fire()
+
+    def _settle_start(self) -> None:
+        """Exec closed the pipe, or the launcher wrote why it could not start."""
+        if self._refusals < 0:
+            return
+        try:
+            data = os.read(self._refusals, CHUNK)
+        except BlockingIOError:
+            return
+        self._close_refusals()
+        if data:
+            refusal = json.loads(data)
+            self._start_error = refusal["error"]
+            self.base = replace(self.base, start_error=refusal["error"], message=refusal["message"])
+        else:
+            self.base = replace(self.base, pid=self.init.leader)
+            if self.state == "starting":
+                self.move("running")
+            self.launched.set()
+        self.changed.fire()
+
+    def _close_refusals(self) -> None:
+        if self._refusals >= 0:
+            self._loop.remove_reader(self._refusals)
+            os.close(self._refusals)
+            self._refusals = -1
 
     def _measure(self, message: dict[str, Any]) -> None:
         self._cpu, self._rss, self._oom = message["cpu"], message["rss"], message["oom"]
@@ -282,7 +305,8 @@ class Command(Job):
         )
         await self.publish(final)
         self.launched.set()
-        self._loop.call_soon(self._give_back if self._lost is None else Init.close, self.init)
+        # Later: making the next job's place takes as long as answering everybody who waits for this one.
+        self._loop.call_later(_ANSWERED_AFTER, self._give_back if self._lost is None else Init.close, self.init)
 
     def _keep_report(self, data: bytes) -> None:
         self.report = data
@@ -298,6 +322,7 @@ class Command(Job):
             self._close_pipe(fd)
         if self.stdin is not None:
             self.stdin.close()
+        self._close_refusals()
         if self._report_fd >= 0:
             self._loop.remove_reader(self._report_fd)
             os.close(self._report_fd)

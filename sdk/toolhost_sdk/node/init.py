@@ -4,9 +4,10 @@ One process per job at a time, forked by the zygote, a subreaper, so that whatev
 here. When nothing is left of a job it may be given the next. It obeys one socket. Its end (the warden is gone, or done
 with the init) ends the whole tree and then the init.
 
-Messages in: `asked` (the leader got its plan), `term`, `kill`, `signal`, `next` (another job). Messages out: `hello`
-(with the socket on which the leader waits for a plan and descriptors 0-2 or 0-3), `started` or `failed`, `exit` (the
-leader's wait status), `empty` (no process left), `stuck` (processes the kernel does not end).
+Messages in: `groups` (more cgroups of the job), `term`, `kill`, `signal`, `next` (another job). Messages out: `hello`
+(the leader's pid, with two descriptors: the socket on which it waits for a plan and descriptors 0-2 or 0-3, and the
+pipe on which it says why it could not start; exec closes that one, so a start wakes nobody here), `exit` (the leader's
+wait status), `empty` (no process left), `stuck` (processes the kernel does not end).
 
 Rules of this file: import-light; one thread; never exits while a process of the tree exists.
 """
@@ -70,8 +71,6 @@ class Init:
         self._group = group
         self._groups: list[str] = [] if group is None else [group]
         self._leader = 0
-        self._error: int | None = None  # read end; until exec or failure
-        self._asked = False
         self._status: int | None = None
         self._exited = False  # and said so
         self._emptied = False
@@ -89,19 +88,12 @@ class Init:
         poll.register(self._sock, select.POLLIN)
         poll.register(wake, select.POLLIN)
         while True:
-            waited_on = self._error if self._asked else None
-            if waited_on is not None:
-                poll.register(waited_on, select.POLLIN)
             for fd, _ in poll.poll(self._patience()):
                 if fd == wake:
                     with contextlib.suppress(BlockingIOError):
                         os.read(wake, 4096)
                 elif fd == self._sock.fileno() and not self._orphaned:
                     self._receive()
-            if waited_on is not None:
-                self._settle_start()
-                if self._error is None:
-                    poll.unregister(waited_on)
             if self._orphaned:
                 with contextlib.suppress(KeyError):
                     poll.unregister(self._sock)
@@ -109,10 +101,11 @@ class Init:
 
     def _offer(self) -> None:
         """Say hello, with the way to a leader that waits."""
-        with self._prepare() as plans, contextlib.suppress(OSError):
-            socket.send_fds(
-                self._sock, [json.dumps({"t": "hello", "pid": os.getpid()}).encode()], [plans.fileno()]
-            )
+        plans, refusals = self._prepare()
+        with plans, contextlib.suppress(OSError):
+            hello = {"t": "hello", "pid": os.getpid(), "leader": self._leader}
+            socket.send_fds(self._sock, [json.dumps(hello).encode()], [plans.fileno(), refusals])
+        os.close(refusals)
 
     def _patience(self) -> int | None:
         if self._emptied or (self._killing_since is None and not self._lagging):
@@ -131,8 +124,7 @@ class Init:
             self._kill()
             return
         match message["op"]:
-            case "asked":
-                self._asked = True
+            case "groups":
                 self._groups += message["cgroups"]
             case "next":
                 self._reset(message["group"])
@@ -142,12 +134,13 @@ class Init:
                 procfs.signal_below(os.getpid(), signal.SIGCONT)
             case "kill":
                 self._kill()
-            case "signal" if self._asked and self._leader > 0:
+            case "signal" if self._leader > 0:
                 with contextlib.suppress(OSError):
                     os.killpg(self._leader, message["number"])
 
-    def _prepare(self) -> socket.socket:
-        """Fork what will become the leader, so that a start costs no fork. Returns where it waits for its plan."""
+    def _prepare(self) -> tuple[socket.socket, int]:
+        """Fork what will become the leader, so that a start costs no fork. Returns where it waits for its plan, and
+        where it will say why it could not start."""
         read, write = os.pipe2(os.O_CLOEXEC)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = cgroups.fork_into(self._group)
@@ -158,23 +151,8 @@ class Init:
         os.close(write)
         theirs.close()
         os.set_blocking(read, False)
-        self._leader, self._error = pid, read
-        return ours
-
-    def _settle_start(self) -> None:
-        """Say how the start went once exec closed the pipe or the launcher wrote why it could not."""
-        if self._error is None:
-            return
-        try:
-            data = os.read(self._error, 65536)
-        except BlockingIOError:
-            return
-        os.close(self._error)
-        self._error = None
-        if data:
-            self._send({"t": "failed", **json.loads(data)})
-        else:
-            self._send({"t": "started", "pid": self._leader, "start": procfs.start_time(self._leader)})
+        self._leader = pid
+        return ours, read
 
     def _tend(self) -> None:
         """Kill when asked to, reap what ended, and say what that means."""
@@ -185,8 +163,7 @@ class Init:
         childless = self._reap()
         empty = childless and self._groups_empty()
         self._lagging = childless and not empty
-        if self._status is not None and self._asked and not self._exited:
-            self._settle_start()
+        if self._status is not None and not self._exited:
             self._exited = True
             self._report("exit", empty)
         elif empty and self._exited and not self._emptied:
@@ -250,6 +227,7 @@ class Init:
 def _wait_for_plan(plans: socket.socket, error_fd: int) -> NoReturn:
     """The leader before it is one."""
     launch.prepare()
+    launch.rehearse()
     plan, fds = receive(plans)
     if plan is None:
         os._exit(0)

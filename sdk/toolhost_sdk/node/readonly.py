@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import struct
 
@@ -61,12 +62,16 @@ def _own_namespaces() -> None:
     _write("/proc/self/gid_map", f"{gid} {gid} 1")
 
 
-def enter(cwd: str) -> None:
+def enter(cwd: str, *, other_user: bool = False) -> None:
     """Make this process's view of the file system read-only, keeping *cwd* visible when it lies in a fresh mount.
+
+    Args:
+        other_user: this is root, and it will become somebody else.
 
     Raises:
         OSError: the kernel or the caller's rights do not allow it.
     """
+    secession = _Secession() if other_user else None
     _own_namespaces()
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     try:
@@ -90,8 +95,47 @@ def enter(cwd: str) -> None:
     if os.geteuid() == 0:
         for capability in _DROPPED:
             _check(_LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "drop capability")
+    if secession is not None:
+        secession.complete()
     with contextlib.suppress(OSError):
         os.close(kept)
+
+
+class _Secession:
+    """Leaves root's user namespace for a new one with the same ids, before root becomes another user.
+
+    Else any process of that user outside would be a door: `/proc/N/root` is that process's writable view, and the
+    kernel opens it to whoever has the same user, the same user namespace and no fewer capabilities.
+
+    Constructed while `/proc` can still be written: ids other than one's own are mapped by a process outside.
+    """
+
+    def __init__(self) -> None:
+        own = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        ready, self._go = os.pipe()
+        self._writer = os.fork()
+        if self._writer == 0:
+            code = 1
+            try:
+                os.close(self._go)
+                if os.read(ready, 1):
+                    for name in ("uid_map", "gid_map"):
+                        os.write(os.open(name, os.O_WRONLY, dir_fd=own), b"0 0 4294967295")
+                    code = 0
+            finally:
+                os._exit(code)
+        os.close(ready)
+        os.close(own)
+
+    def complete(self) -> None:
+        try:
+            _check(_LIBC.unshare(_CLONE_NEWUSER), "unshare user namespace")
+            os.write(self._go, b"x")
+        finally:
+            os.close(self._go)
+            status = os.waitpid(self._writer, 0)[1]
+        if status:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), "map user ids")
 
 
 def no_new_privileges() -> None:

@@ -49,8 +49,10 @@ class Init:
         self.uses = 1
         self._sock = sock
         self._plans: socket.socket | None = None
+        self._refusals = -1
         self._loop = asyncio.get_running_loop()
         self.pid: int | None = None
+        self.leader: int | None = None
         self.hello: asyncio.Future[bool] = self._loop.create_future()
         self.on_message: Callable[[dict[str, Any]], None] | None = None
         self.on_end: Callable[[], None] | None = None
@@ -63,7 +65,7 @@ class Init:
             if self.hello.done():
                 data = self._sock.recv(65536)
             else:
-                data, fds, _, _ = socket.recv_fds(self._sock, 65536, 1)
+                data, fds, _, _ = socket.recv_fds(self._sock, 65536, 2)
         except BlockingIOError:
             return
         except OSError:
@@ -78,19 +80,25 @@ class Init:
             return
         message = json.loads(data)
         if message["t"] == "hello":
-            self.pid = message["pid"]
-            self._plans = socket.socket(fileno=fds[0])
+            self.pid, self.leader = message["pid"], message["leader"]
+            self._plans, self._refusals = socket.socket(fileno=fds[0]), fds[1]
             self.hello.set_result(True)
         elif self.on_message is not None:
             self.on_message(message)
+        else:  # somebody ended the leader before it had a plan
+            self.close()
+            self.ended = True
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message. An init that is gone is reported by `on_end`, not here."""
         with contextlib.suppress(OSError):
             self._sock.send(json.dumps(message).encode())
 
-    def start(self, plan: dict[str, Any], fds: Sequence[int]) -> None:
-        """Give the leader its plan; one that does not fit a message goes as an unlinked file."""
+    def start(self, plan: dict[str, Any], fds: Sequence[int]) -> int:
+        """Give the leader its plan; one that does not fit a message goes as an unlinked file.
+
+        Returns the pipe on which the leader says why it could not start and which exec closes. The caller closes it.
+        """
         assert self._plans is not None
         message = json.dumps({**plan, "in_file": False}).encode()
         # A leader that was killed meanwhile is reported by its wait status.
@@ -105,7 +113,10 @@ class Init:
                 file.flush()
                 message, fds = b'{"in_file": true}', [*fds, file.fileno()]
             socket.send_fds(self._plans, [message], fds)
-        self.send({"op": "asked", "cgroups": plan["cgroups"]})
+        if plan["cgroups"]:
+            self.send({"op": "groups", "cgroups": plan["cgroups"]})
+        refusals, self._refusals = self._refusals, -1
+        return refusals
 
     def again(self, job: str, group: str | None) -> None:
         """Give an init with nothing left of its last job another one."""
@@ -122,6 +133,9 @@ class Init:
             self._sock.close()
         if self._plans is not None:
             self._plans.close()
+        if self._refusals >= 0:
+            os.close(self._refusals)
+            self._refusals = -1
 
 
 class Spawner:

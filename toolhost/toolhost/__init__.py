@@ -13,8 +13,16 @@ if TYPE_CHECKING:
     from toolhost.hosting.endpoint import ToolEndpoint, resolve_tool_url
     from toolhost.hosting.handle import ToolHandle, spawn, stop
     from toolhost.hosting.toolhost import ToolHost
+    from toolhost.tools.bash import BashTool
+    from toolhost.tools.jobs import AsyncBashTool, AsyncJobTool, job_tool
+    from toolhost.tools.template import ToolServerTemplate
 
 _LAZY = {
+    "AsyncBashTool": "toolhost.tools.jobs",
+    "AsyncJobTool": "toolhost.tools.jobs",
+    "BashTool": "toolhost.tools.bash",
+    "ToolServerTemplate": "toolhost.tools.template",
+    "job_tool": "toolhost.tools.jobs",
     "ToolEndpoint": "toolhost.hosting.endpoint",
     "resolve_tool_url": "toolhost.hosting.endpoint",
     "ToolHandle": "toolhost.hosting.handle",
@@ -24,12 +32,17 @@ _LAZY = {
 }
 
 __all__ = [
+    "AsyncBashTool",
+    "AsyncJobTool",
+    "BashTool",
     "ToolContext",
     "ToolEndpoint",
     "ToolHandle",
     "ToolHost",
     "ToolServer",
+    "ToolServerTemplate",
     "ToolSpec",
+    "job_tool",
     "resolve_tool_url",
     "spawn",
     "stop",

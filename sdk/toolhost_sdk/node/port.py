@@ -1,6 +1,6 @@
 """The executor port: commands and their trees, logs, endings, clocks and leases on one node.
 
-Source: the execution contract (`docs/exec-contract.md` maps its ids to tests). Rules of this file: values only,
+Source: the execution contract (`docs/requirements.md` maps its ids to tests). Rules of this file: values only,
 no process is touched here; exit codes and signals come from one wait by the supervisor or are None; an exit code
 of None is never replaced by a number.
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from toolhost.client_config import ServerAccess, mcp_json, server_url
 from toolhost.hosting.control_client import ControlClient
 from toolhost.hosting.controller import Controller, Options, running_controller
 from toolhost.hosting.handle import ToolHandle
@@ -192,12 +193,9 @@ class ToolHost:
         """
         chosen = list(names) if names is not None else [status.name for status in self.servers()]
         bearer = token or self.mint_token(label="mcp_config", scopes=chosen)
-        headers = {"Authorization": f"Bearer {bearer}"}
-        return {
-            "mcpServers": {
-                name: {"type": "http", "url": f"{self.url}/{name}/mcp", "headers": headers} for name in chosen
-            }
-        }
+        return mcp_json(
+            ServerAccess(name=name, url=server_url(self.url, name), token=bearer) for name in chosen
+        )
 
     def wait_for_shutdown(self, interrupted: threading.Event | None = None) -> None:
         """Block until somebody asks the host to end through its control API, or *interrupted* is set."""

@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +76,23 @@ def labelled(instance: str) -> list[int]:
 
 
 @contextmanager
-def serving(home: Path, *arguments: str, work_dir: Path) -> Iterator[Serving]:
-    """Run `toolhost serve`; on exit end it by SIGTERM, if it still runs."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home.parent), "TOOLHOST_HOME": str(home)}
+def serving(
+    home: Path,
+    *arguments: str,
+    work_dir: Path,
+    environment: Mapping[str, str] | None = None,
+    umask: int = -1,
+) -> Iterator[Serving]:
+    """Run `toolhost serve`; on exit end it by SIGTERM, if it still runs.
+
+    Args:
+        environment: what is there beside `PATH`, `HOME` and `TOOLHOST_HOME`.
+    """
+    own = {"PATH": os.environ["PATH"], "HOME": str(home.parent), "TOOLHOST_HOME": str(home)}
     with subprocess.Popen(
         [*SERVE, "--work-dir", str(work_dir), *arguments],
-        env=environment,
+        env={**own, **(environment or {})},
+        umask=umask,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -124,7 +124,12 @@ def _url(value: str | None) -> str | None:
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
-    if not valid or parts.username or parts.password or parts.query or parts.fragment:
+    if "@" in value or "?" in value:  # what is there may be a secret, so the message does not hold it
+        raise SettingsError(
+            "TOOLHOST_URL holds a user or a query; it may be http://HOST:PORT, and TOOLHOST_TOKEN holds the token",
+            variable="TOOLHOST_URL",
+        )
+    if not valid or parts.fragment:
         raise SettingsError(
             f"TOOLHOST_URL is {value!r}; it may be http://HOST:PORT or https://HOST:PORT",
             variable="TOOLHOST_URL",

@@ -182,6 +182,7 @@ async def test_nothing_is_left_when_everything_but_the_sweeper_is_killed_at_once
         await reader.read()
         status = await final_status(again, reader.job)
 
+    assert jobs
     assert left == []
     assert again.url == host.url
     assert EXPECTED.startswith(reader.data)

@@ -15,6 +15,7 @@ from tests.support import raw
 
 from toolhost import ToolHost
 from toolhost.tools.bash import BashTool
+from toolhost_sdk.errors import UsageError
 
 pytestmark = pytest.mark.ray
 
@@ -227,3 +228,22 @@ def test_no_argument_of_a_call_makes_a_read_only_shell_write(host: ToolHost, wor
     assert [raw.text_of(answer).endswith("[usage]") for answer in unknown] == [True] * 4
     assert "Read-only file system" in raw.text_of(known)
     assert not (work / "smuggled").exists()
+
+
+@pytest.mark.parametrize("user", ["no-such-user-here", "4294967295:0", "-1", "root; id", ""])
+def test_a_command_that_cannot_run_as_its_user_does_not_run_at_all(
+    host: ToolHost, tmp_path: Path, user: str
+) -> None:
+    """POL-2, SEC-R4, CMD-R4: never as the host's user instead."""
+    canary = tmp_path / "ran"
+    said = ""
+    try:
+        host.spawn(BashTool.bind(user=user), name="nobodys")
+        said = shell(host, "nobodys", f"touch {canary}")
+    except UsageError as error:
+        said = str(error)
+    finally:
+        host.stop("nobodys", grace=0.5)
+
+    assert not canary.exists(), said
+    assert "user" in said

@@ -65,7 +65,7 @@ def command_lines() -> dict[int, str]:
 
 def labelled(instance: str) -> list[int]:
     """Living processes that carry a job's label of *instance* in their environment."""
-    wanted = f"TOOLHOST_JOB={instance}/".encode()
+    wanted = f"TOOLHOST_JOB={instance}-".encode()  # and then which home of it
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -37,6 +37,10 @@ def facts(text: str) -> str:
     return re.sub(r"\d+\.\d+ s", "N s", text.rpartition("\n")[2])
 
 
+# A sleep that no other run of this suite on this machine has: two of them may run at once.
+NAP = f"4711{os.getpid()}"
+
+
 def alive(marker: str) -> list[str]:
     """Pids whose command line holds *marker*."""
     found = []
@@ -83,24 +87,24 @@ async def test_a_timeout_keeps_what_was_written_and_leaves_nobody(serve: Serve) 
     """BASH-R2, BASH-A2, EXEC-R3, TIME-R3"""
     async with serve(BashTool.bind()) as server:
         started = time.monotonic()
-        text = await run(server, "setsid sleep 4711.25 & echo partial; sleep 4711.5", timeout=1)
+        text = await run(server, f"setsid sleep {NAP}.1 & echo partial; sleep {NAP}.2", timeout=1)
 
     assert time.monotonic() - started < 4
     assert text.startswith("partial\ntimed out after 1 s; 8 B captured; to let it run longer, raise timeout=")
     assert facts(text).startswith("[timed out after 1 s, killed by SIGTERM | N s")
-    assert alive("4711.") == []
+    assert alive(f"{NAP}.") == []
 
 
 async def test_a_background_child_neither_delays_nor_survives_and_is_named(serve: Serve) -> None:
     """BASH-R1, BASH-A3"""
     async with serve(BashTool.bind()) as server:
         started = time.monotonic()
-        text = await run(server, "sleep 4712 & echo started")
+        text = await run(server, f"sleep {NAP}.3 & echo started")
 
     assert time.monotonic() - started < 3
     assert text.startswith("started\nended with the command: ")
     assert re.search(r"\d+ sleep; to keep a process, run it in the foreground with wait_seconds=0.25", text)
-    assert alive("4712") == []
+    assert alive(f"{NAP}.3") == []
 
 
 async def test_large_output_is_cut_and_the_rest_readable_without_running_again(serve: Serve) -> None:
@@ -308,25 +312,25 @@ async def test_a_cancelled_call_ends_its_tree(serve: Serve, executor: WardenClie
     """EXEC-R4, SURV-R1: what nobody can name is cancelled."""
     async with serve(BashTool.bind(), name="cancels") as server:
         async with anyio.create_task_group() as group:
-            group.start_soon(run, server, "setsid sleep 4713 & sleep 4713")
+            group.start_soon(run, server, f"setsid sleep {NAP}.4 & sleep {NAP}.4")
             with anyio.fail_after(10):
-                while not alive("4713"):  # noqa: ASYNC110  # /proc tells nobody when it changes
+                while not alive(f"{NAP}.4"):  # noqa: ASYNC110  # /proc tells nobody when it changes
                     await anyio.sleep(0.02)
             group.cancel_scope.cancel()
 
         [record] = await executor.jobs(session="cancels")
         assert record.done and record.cancelled
-        assert alive("4713") == []
+        assert alive(f"{NAP}.4") == []
 
 
 async def test_a_stopping_server_ends_what_still_runs(serve: Serve, executor: WardenClient) -> None:
     """JOB-R7, LIFE-R3"""
     async with serve(BashTool.bind(), name="stops") as server:
-        await run(server, "sleep 4714", wait_seconds=0.25)
+        await run(server, f"sleep {NAP}.5", wait_seconds=0.25)
 
     [record] = await executor.jobs(session="stops")
     assert (record.done, record.cause) == (True, "server_stopped")
-    assert alive("4714") == []
+    assert alive(f"{NAP}.5") == []
 
 
 async def test_secrets_are_masked_in_results_and_slices(serve: Serve) -> None:

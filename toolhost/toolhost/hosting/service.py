@@ -1,6 +1,6 @@
 """A tool host: one process, many servers. Serves them on one channel, and lets the controller load and unload.
 
-Knows no Ray: the actor in `host_actor_ray` is a shell around it, and tests run it as it is.
+Knows no Ray: the actor in `launcher_ray` is a shell around it, and tests run it as it is.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import contextvars
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import override
 
@@ -20,11 +21,13 @@ from toolhost.hosting.home import make_private_dir
 from toolhost.tools.context import ServerEnvironment
 from toolhost.tools.pickling import load_spec
 from toolhost.tools.runtime import ServerRuntime, new_threads
+from toolhost.tools.server import ServerParts
 from toolhost_sdk.endpoints.channel import IncomingCall
 from toolhost_sdk.errors import ConflictError, NotFoundError, ToolhostError, UsageError
 from toolhost_sdk.node.port import Executor
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _current_server: contextvars.ContextVar[str | None] = contextvars.ContextVar("toolhost_server", default=None)
 
 
@@ -45,6 +48,7 @@ class ToolHostService:
         self._executor = executor
         self._state_dir = state_dir
         self._servers: dict[str, ServerRuntime] = {}
+        self._loading: dict[str, asyncio.Task[ServerRuntime]] = {}
         self._verbs: Mapping[str, Callable[[IncomingCall], Awaitable[Any]]] = {
             "load": self._load,
             "unload": self._unload,
@@ -72,35 +76,51 @@ class ToolHostService:
     async def _load(self, call: IncomingCall) -> dict[str, Any]:
         payload = call.payload
         name: str = payload["name"]
-        if name in self._servers:
+        if name in self._servers or name in self._loading:
             raise ConflictError(f"server {name!r} already runs in this tool host")
         _current_server.set(name)
-        spec = load_spec(payload["spec"])
+        loading = asyncio.ensure_future(self._opened(name, payload))
+        self._loading[name] = loading
+        try:
+            runtime = self._servers[name] = await loading
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise ConflictError(f"server {name!r} was unloaded while it started") from None
+        finally:
+            del self._loading[name]
+        logger.info("server %r started", name)
+        return runtime.definition.model_dump(mode="json")
+
+    async def _opened(self, name: str, payload: Mapping[str, Any]) -> ServerRuntime:
+        """Build and start a server. A failed or cancelled one leaves no thread behind."""
         state_dir = self._state_dir(name)
         make_private_dir(state_dir)
         try:
-            parts = spec.build().only(payload.get("expose"), prefix=name if payload.get("prefix") else None)
-            env = ServerEnvironment(
-                name=name,
-                commands=self._executor,
-                state_dir=state_dir,
-                threads=new_threads(name, parts.server.max_concurrent),
-            )
-            runtime = ServerRuntime(parts, env)
-            await runtime.open()
+            parts = await _in_own_thread(name, lambda: _build(name, payload))
+            threads = new_threads(name, parts.server.max_concurrent)
+            try:
+                env = ServerEnvironment(
+                    name=name, commands=self._executor, state_dir=state_dir, threads=threads
+                )
+                runtime = ServerRuntime(parts, env)
+                await runtime.open()
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
         except ToolhostError:
             raise
         except Exception as error:  # the boundary: a user's constructor may raise anything
             logger.exception("server %r did not start", name)
-            raise UsageError(
-                f"server {name!r} did not start: {type(error).__name__} in {spec.cls.__name__!r}: {error}"
-            ) from None
-        self._servers[name] = runtime
-        logger.info("server %r started", name)
-        return runtime.definition.model_dump(mode="json")
+            raise UsageError(f"server {name!r} did not start: {type(error).__name__}: {error}") from None
+        return runtime
 
     async def _unload(self, call: IncomingCall) -> dict[str, Any]:
         name: str = call.payload["name"]
+        if (loading := self._loading.get(name)) is not None:
+            loading.cancel()
+            await asyncio.wait({loading})
+            return {"stopped": True}
         runtime = self._servers.pop(name, None)
         if runtime is not None:
             await runtime.aclose(float(call.payload.get("grace", 5.0)))
@@ -116,6 +136,22 @@ class ToolHostService:
         """Never returns: its end tells the controller that this process died."""
         await call.emit("item", {"pid": os.getpid()})
         await asyncio.Event().wait()
+
+
+def _build(name: str, payload: Mapping[str, Any]) -> ServerParts:
+    spec = load_spec(payload["spec"])
+    return spec.build().only(payload.get("expose"), prefix=name if payload.get("prefix") else None)
+
+
+async def _in_own_thread(name: str, work: Callable[[], T]) -> T:
+    """Importing a user's module and constructing an object of it take what they take: not on everybody's loop,
+    and not in a pool that a few constructors which never return would fill."""
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"load-{name}")
+    try:
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(thread, context.run, work)
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 class ServerLogHandler(logging.Handler):

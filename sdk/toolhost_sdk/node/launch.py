@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from toolhost_sdk.node import cgroups, environment, readonly
 
 MAX_ARGUMENT = 131_071  # MAX_ARG_STRLEN less its terminator
+_LAST_ID = 2**32 - 2  # the one after it is -1, which the kernel takes for "leave it as it is"
 _NOT_HERE = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -52,6 +53,8 @@ def account(user: str | None) -> Account:
     first, _, group = user.partition(":")
     if group and not group.isdigit():
         raise StartFailed("unknown_user", f"group {group!r} of user {user!r} is not a number")
+    if any(part.isdigit() and int(part) > _LAST_ID for part in (first, group)):
+        raise StartFailed("unknown_user", f"user {user!r}: ids go from 0 to {_LAST_ID}")
     gid = int(group) if group else None
     if first.isdigit():
         return _by_uid(int(first), gid)

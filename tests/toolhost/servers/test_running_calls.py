@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from inline_snapshot import snapshot
 
-from toolhost.tools import ToolContext, ToolServer, tool
-from toolhost.tools.local import LocalServer
+from toolhost.tools import ToolContext, ToolServer, completion, prompt, tool
+from toolhost.tools.local import LocalServer, _DirectCall
 from toolhost_sdk.errors import CapacityError, NotFoundError
 
 pytestmark = pytest.mark.anyio
@@ -173,3 +173,61 @@ async def test_draining_refuses_new_calls_and_lets_running_ones_end(tmp_path: Pa
         assert await draining is True
         assert (await running)["content"][0]["text"] == "1"
         assert refused["meta"]["toolhost/error"]["code"] == "tool_server_unavailable"
+
+
+async def test_draining_waits_for_queued_calls_too(tmp_path: Path) -> None:
+    """LIFE-R3"""
+    async with LocalServer(Gate.bind(max_concurrent=1), name="gate", state_dir=tmp_path) as server:
+        gate = server.server
+        assert isinstance(gate, Gate)
+        calls = [asyncio.ensure_future(server.call("blocking", {"n": n})) for n in range(3)]
+        while not gate.entered:  # noqa: ASYNC110  a thread's list
+            await asyncio.sleep(0.005)
+        draining = asyncio.ensure_future(server.drain(5.0))
+        await asyncio.sleep(0)
+        gate.open.set()
+        drained = await draining
+
+        assert (drained, [call.done() for call in calls]) == (True, [True] * 3)
+        assert sorted(gate.entered) == [0, 1, 2]
+
+
+async def test_a_closed_server_runs_no_call_that_was_queued(tmp_path: Path) -> None:
+    """LIFE-R2"""
+    async with LocalServer(Gate.bind(max_concurrent=1), name="gate", state_dir=tmp_path) as server:
+        gate = server.server
+        assert isinstance(gate, Gate)
+        calls = [asyncio.ensure_future(server.call("blocking", {"n": n})) for n in range(3)]
+        while not gate.entered:  # noqa: ASYNC110  a thread's list
+            await asyncio.sleep(0.005)
+    gate.open.set()
+    await asyncio.wait(calls, timeout=5)
+
+    assert gate.entered == [0]
+
+
+class Completes(ToolServer):
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
+    @prompt()
+    def ask(self, colour: str) -> str:
+        """Ask about a colour."""
+        return colour
+
+    @completion
+    def colours(self, ref: dict[str, Any], argument: dict[str, Any], context: dict[str, Any]) -> list[str]:
+        self.threads.add(threading.get_ident())
+        return ["red"]
+
+
+async def test_a_completion_runs_off_the_loop(tmp_path: Path) -> None:
+    """EXEC-R1"""
+    async with LocalServer(Completes.bind(), name="completes", state_dir=tmp_path) as server:
+        call = _DirectCall("completes", {"ref": {}, "argument": {}})
+        call.method = "completion/complete"
+        values = await server.dispatch(call)
+
+        assert values["values"] == ["red"]
+        assert isinstance(server.server, Completes)
+        assert threading.get_ident() not in server.server.threads

@@ -81,16 +81,24 @@ class ControlService:
         request = SpawnRequest.model_validate(call.payload)
         status = await self._supervisor.spawn(request)
         if not request.detached:
-            task = asyncio.get_running_loop().create_task(self._until_owner_left(call, request.name))
+            lease = self._until_owner_left(call, request.name, self._supervisor.ended(request.name))
+            task = asyncio.get_running_loop().create_task(lease)
             self._leases.add(task)
             task.add_done_callback(self._leases.discard)
         return status.model_dump(mode="json")
 
-    async def _until_owner_left(self, call: IncomingCall, name: str) -> None:
+    async def _until_owner_left(self, call: IncomingCall, name: str, ended: asyncio.Event) -> None:
         """A server that is not detached is leased by its owner's connection."""
-        await call.peer_gone()
-        logger.info("the owner of server %r left", name)
-        await self._supervisor.stop(name)
+        owner = asyncio.ensure_future(call.peer_gone())
+        stopped = asyncio.ensure_future(ended.wait())
+        try:
+            await asyncio.wait({owner, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            owner.cancel()
+            stopped.cancel()
+        if not ended.is_set():  # else the name may be another's by now
+            logger.info("the owner of server %r left", name)
+            await self._supervisor.stop(name)
 
     async def _stop(self, call: IncomingCall) -> dict[str, Any]:
         name = call.payload["name"]

@@ -99,18 +99,25 @@ class RayLauncher(Launcher):
             .options(name=name, namespace=self._namespace, max_restarts=0, max_concurrency=1000, **options)
             .remote()
         )
+        self._actors[config.host_id] = actor
+        try:
+            return await self._opened(actor, config, timeout)
+        except BaseException:  # a caller that gave up leaves nothing behind either
+            await self._end(config.host_id)
+            raise
+
+    async def _opened(self, actor: Any, config: HostConfig, timeout: float) -> LaunchedHost:
         try:
             async with asyncio.timeout(timeout):
                 where = await actor.open.remote(asdict(config))
         except (TimeoutError, RayError) as error:
-            ray.kill(actor)
             if isinstance(error, RayError) and (cause := getattr(error, "cause", None)) is not None:
                 raise cause from None
+            logs = Home(Path(config.home)).logs_dir
             raise StartupTimeoutError(
                 f"tool host {config.host_id!r} did not start within {timeout:g} s: look into "
-                f"`toolhost logs host-{config.host_id}`, or raise start_timeout"
+                f"{str(logs / f'host-{config.host_id}.log')!r}, or raise start_timeout"
             ) from None
-        self._actors[config.host_id] = actor
         if where["node_id"] == self.node_id:
             channel: Channel = UnixChannel(where["unix"])
             path = where["unix"]
@@ -129,12 +136,17 @@ class RayLauncher(Launcher):
 
     @override
     async def kill(self, host: LaunchedHost) -> None:
-        actor = self._actors.pop(host.host_id, None)
-        if (relay := self._relays.pop(host.host_id, None)) is not None:
-            await relay.aclose()
         await host.channel.aclose()
-        if actor is not None:
-            await asyncio.to_thread(ray.kill, actor)
+        await self._end(host.host_id)
+
+    async def _end(self, host_id: str) -> None:
+        actor = self._actors.pop(host_id, None)
+        try:
+            if (relay := self._relays.pop(host_id, None)) is not None:
+                await relay.aclose()
+        finally:
+            if actor is not None:
+                await asyncio.to_thread(ray.kill, actor)
 
 
 def _demand(placement: Mapping[str, Any]) -> dict[str, float]:

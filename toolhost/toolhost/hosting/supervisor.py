@@ -23,11 +23,10 @@ from toolhost.hosting.routes import RouteRegistry
 from toolhost.hosting.service import HostConfig
 from toolhost.hosting.specs import SpecStore
 from toolhost.tools.server import check_server_name
-from toolhost.wire import Route, ServerDefinition, ServerStatus, SpawnRequest
+from toolhost.wire import ServerDefinition, ServerStatus, SpawnRequest
 from toolhost_sdk.endpoints.channel import CallHeader
 from toolhost_sdk.errors import (
     ConflictError,
-    NotFoundError,
     StartupTimeoutError,
     ToolhostError,
     UnavailableError,
@@ -40,10 +39,13 @@ _FIRST_BACKOFF = 0.05
 _LONGEST_BACKOFF = 5.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Server:
+    """One spawn under a name. The name may be another's later; what holds one of these never touches that one."""
+
     request: SpawnRequest
     host: str  # key of its tool host
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     restarts: deque[float] = field(default_factory=deque)
     total_restarts: int = 0
     error: str | None = None
@@ -99,57 +101,51 @@ class Supervisor:
         name = check_server_name(request.name)
         if self._closing:
             raise UnavailableError("this host is shutting down and spawns nothing")
-        previous = self._servers.get(name)
-        if previous is not None and self._routes.get(name).state == "failed":
+        if name in self._servers and self._routes.get(name).state == "failed":
             await self.stop(name, grace=0)
         await self._launcher.check(request.placement)
-        self._routes.add(name, anonymous=request.anonymous)
-        self._servers[name] = _Server(request=request, host=_host_key(request))
+        server = self._reserve(request)
         try:
             async with asyncio.timeout(request.start_timeout):
-                await self._start(name)
+                await self._start(name, server)
                 await self._until_served(name)
+            self._check_wanted(name, server)
             if request.detached:
                 self._specs.save(request)
         except TimeoutError as error:
-            await self.stop(name, grace=0)
+            await self._end(name, server, grace=0)
             if isinstance(error, ToolhostError):
                 raise
             raise StartupTimeoutError(
                 f"server {name!r} was not ready within {request.start_timeout:g} s; its log ends: {self.log(name, 20)}"
             ) from None
         except BaseException:
-            await self.stop(name, grace=0)
+            await self._end(name, server, grace=0)
             raise
         return self.status(name)
 
     async def stop(self, name: str, *, grace: float = 5.0) -> bool:
         """Route first, then calls and jobs with their process trees, then the slot. False: nothing had this name."""
-        server = self._servers.pop(name, None)
-        if server is None:
-            return False
-        self._specs.forget(name)
-        self._routes.move(name, "stopped")
-        host = self._hosts.get(server.host)
-        if host is not None:
-            await self._tell(host, "unload", {"name": name, "grace": grace}, timeout=grace + 2.0)
-        await self._end_commands(name, grace)
-        if host is not None and not any(other.host == server.host for other in self._servers.values()):
-            await self._retire(host)
-        return True
+        server = self._servers.get(name)
+        return server is not None and await self._end(name, server, grace=grace)
+
+    def ended(self, name: str) -> asyncio.Event:
+        """Set when the server that has *name* now is stopped, whoever has the name then."""
+        return self._servers[name].ended
 
     async def drain(self, name: str, *, timeout: float) -> bool:
         """Refuse new calls, let running ones end, then stop. False: some had to be cancelled."""
         route = self._routes.get(name)
         if route.state == "ready":
             self._routes.move(name, "draining")
-        host = self._hosts.get(self._servers[name].host)
+        server = self._servers[name]
+        host = self._hosts.get(server.host)
         answer = None
         if host is not None:
             answer = await self._tell(
                 host, "drain", {"name": name, "timeout": timeout}, timeout=timeout + 2.0
             )
-        await self.stop(name)
+        await self._end(name, server, grace=5.0)
         return bool(answer and answer["drained"])
 
     def status(self, name: str) -> ServerStatus:
@@ -177,21 +173,27 @@ class Supervisor:
         return self._specs.log(name, tail)
 
     async def restore(self) -> None:
-        """Start what was detached when the host last ended. One that fails is listed with its error."""
+        """Start what was detached when the host last ended. One that fails is listed with its error, and kept."""
 
-        async def one(request: SpawnRequest) -> None:
+        async def one(server: _Server) -> None:
+            name = server.request.name
             try:
-                await self.spawn(request)
-            except ToolhostError as error:
-                logger.error("server %r did not come back: %s", request.name, error)
+                await self._launcher.check(server.request.placement)
+                async with asyncio.timeout(server.request.start_timeout):
+                    await self._start(name, server)
+            except (ToolhostError, TimeoutError) as error:
+                server.error = str(error) or f"was not ready within {server.request.start_timeout:g} s"
+                if self._servers.get(name) is server:
+                    self._fail(name, server, "did not come back with this host")
 
-        await asyncio.gather(
-            *(one(request) for request in self._specs.saved() if request.name not in self._servers)
-        )
+        saved = [request for request in self._specs.saved() if request.name not in self._servers]
+        await asyncio.gather(*(one(server) for server in [self._reserve(request) for request in saved]))
 
     async def aclose(self, grace: float = 2.0) -> None:
         """Stop everything; what was detached comes back with the next host in this home."""
         self._closing = True
+        for server in self._servers.values():
+            server.ended.set()
         for task in list(self._tasks):
             task.cancel()
         hosts = list(self._hosts.values())
@@ -212,22 +214,50 @@ class Supervisor:
         await asyncio.gather(*(end(host) for host in hosts), return_exceptions=True)
         self._servers.clear()
 
-    async def _start(self, name: str) -> Route:
+    def _reserve(self, request: SpawnRequest) -> _Server:
+        """Take the name. Raises ConflictError when it is taken."""
+        self._routes.add(request.name, anonymous=request.anonymous)
+        server = self._servers[request.name] = _Server(request=request, host=_host_key(request))
+        return server
+
+    async def _start(self, name: str, server: _Server) -> None:
         """Load a server that is `starting` or `restarting` into a host of its placement."""
-        server = self._servers[name]
         host = await self._host_for(server)
+        self._check_wanted(name, server)
         request = server.request
         payload = {"name": name, "spec": request.spec, "expose": request.expose, "prefix": request.prefix}
-        definition = await host.launched.channel.request("host", "load", payload)
-        if self._servers.get(name) is not server:  # stopped meanwhile
-            await self._tell(host, "unload", {"name": name, "grace": 0}, timeout=2.0)
-            raise ConflictError(f"server {name!r} was stopped while it started")
-        return self._routes.move(
+        try:
+            definition = await host.launched.channel.request("host", "load", payload)
+        except ToolhostError:
+            self._check_wanted(name, server)  # a load that `_end` cut off has no words of its own
+            raise
+        self._check_wanted(name, server)
+        if self._hosts.get(server.host) is not host:
+            raise UnavailableError(f"the tool host of server {name!r} died while it started")
+        self._routes.move(
             name,
             "ready",
             address=host.launched.address,
             definition=ServerDefinition.model_validate(definition),
         )
+
+    def _check_wanted(self, name: str, server: _Server) -> None:
+        if server.ended.is_set():
+            raise ConflictError(f"server {name!r} was stopped while it started")
+
+    async def _end(self, name: str, server: _Server, *, grace: float) -> bool:
+        """Stop *server*, and no other one that has its name. False: it was stopped before."""
+        first = not server.ended.is_set()
+        if first:
+            server.ended.set()
+            del self._servers[name]
+            self._specs.forget(name)
+            self._routes.move(name, "stopped")
+            if (host := self._hosts.get(server.host)) is not None:
+                await self._tell(host, "unload", {"name": name, "grace": grace}, timeout=grace + 2.0)
+            await self._end_commands(name, grace)
+        await self._retire_unused(server.host)
+        return first
 
     async def _host_for(self, server: _Server) -> _Host:
         lock = self._launching.setdefault(server.host, asyncio.Lock())
@@ -237,6 +267,9 @@ class Supervisor:
             config = self._new_config(secrets.token_hex(4))
             placement = server.request.placement
             launched = await self._launcher.launch(config, placement, timeout=server.request.start_timeout)
+            if self._closing:
+                await self._launcher.kill(launched)
+                raise UnavailableError("this host is shutting down and starts nothing")
             host = _Host(key=server.host, placement=placement, launched=launched)
             self._hosts[server.host] = host
             host.watcher = self._background(self._watch(host))
@@ -250,17 +283,20 @@ class Supervisor:
             return
         logger.warning("tool host %s died", host.launched.host_id)
         del self._hosts[host.key]
-        names = [name for name, server in self._servers.items() if server.host == host.key]
-        for name in names:
-            if self._routes.get(name).state in ("ready", "draining"):
-                self._routes.move(name, "restarting")
+        # One that is starting, restarting or failed is not brought back from here: its own start fails, or did.
+        served = [
+            (name, server)
+            for name, server in self._servers.items()
+            if server.host == host.key and self._routes.get(name).state in ("ready", "draining")
+        ]
+        for name, _ in served:
+            self._routes.move(name, "restarting")
         await self._launcher.kill(host.launched)
-        for name in names:
-            self._background(self._restart(name))
+        for name, server in served:
+            self._background(self._restart(name, server))
 
-    async def _restart(self, name: str) -> None:
-        server = self._servers.get(name)
-        while server is not None and self._servers.get(name) is server and not self._closing:
+    async def _restart(self, name: str, server: _Server) -> None:
+        while not server.ended.is_set() and not self._closing:
             now = time.monotonic()
             while server.restarts and now - server.restarts[0] > RESTART_WINDOW:
                 server.restarts.popleft()
@@ -273,33 +309,36 @@ class Supervisor:
             server.total_restarts += 1
             try:
                 async with asyncio.timeout(server.request.start_timeout):
-                    await self._start(name)
+                    await self._start(name, server)
             except (ToolhostError, TimeoutError) as error:
                 logger.warning("server %r did not come back: %s", name, error)
                 server.error = str(error)
                 continue
             return
+        await self._retire_unused(server.host)
 
     def _fail(self, name: str, server: _Server, reason: str) -> None:
         server.error = f"{reason}; last error: {server.error}" if server.error else reason
         self._routes.move(name, "failed")
         logger.error("server %r failed: %s", name, server.error)
 
-    async def _retire(self, host: _Host) -> None:
-        if self._hosts.get(host.key) is host:
-            del self._hosts[host.key]
+    async def _retire_unused(self, key: str) -> None:
+        """End the host of *key* if no server is in it or on its way there."""
+        if any(server.host == key for server in self._servers.values()):
+            return
+        if (host := self._hosts.pop(key, None)) is not None:
             if host.watcher:
                 host.watcher.cancel()
             await self._launcher.kill(host.launched)
 
     async def _tell(self, host: _Host, verb: str, payload: dict[str, Any], *, timeout: float) -> Any:
-        """Ask a host that may be dying: its death or silence is no error here."""
+        """Ask a host that may be dying: its death, silence or failure is no error here."""
         try:
             return await host.launched.channel.request(
                 "host", verb, payload, header=CallHeader(timeout=timeout)
             )
-        except (UnavailableError, TimeoutError, NotFoundError) as error:
-            logger.info("tool host %s did not answer %s: %s", host.launched.host_id, verb, error)
+        except (ToolhostError, TimeoutError) as error:
+            logger.warning("tool host %s did not do %r: %s", host.launched.host_id, verb, error)
             return None
 
     async def _end_commands(self, name: str, grace: float) -> None:

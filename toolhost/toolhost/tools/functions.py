@@ -90,7 +90,7 @@ class ToolFunction:
     ) -> ToolOutcome:
         values = dict(arguments) if self.verbatim else self.signature.parse(arguments)
         injected = dict.fromkeys(self.signature.injected, context)
-        value = await _invoke(self.fn, {**values, **injected}, context, threads)
+        value = await invoke(self.fn, {**values, **injected}, context, threads)
         return self.render(value)
 
     def render(self, value: Any) -> ToolOutcome:
@@ -168,9 +168,10 @@ def _contents(value: Any) -> list[Content | str]:
             return [json.dumps(TypeAdapter(Any).dump_python(value, mode="json"), ensure_ascii=False)]
 
 
-async def _invoke(
+async def invoke(
     fn: Callable[..., Any], arguments: dict[str, Any], context: ToolContext | None, threads: ThreadExecutor
 ) -> Any:
+    """Call *fn*: in the loop when it is async, else in a worker thread."""
     if inspect.iscoroutinefunction(inspect.unwrap(fn)):
         return await fn(**arguments)
     try:
@@ -212,7 +213,7 @@ class ResourceFunction:
         match = self.pattern.fullmatch(uri)
         if match is None:
             return None
-        value = await _invoke(self.fn, match.groupdict(), None, threads)
+        value = await invoke(self.fn, match.groupdict(), None, threads)
         mime_type = self.definition.mime_type
         if isinstance(value, bytes):
             blob = base64.b64encode(value).decode()
@@ -251,7 +252,7 @@ class PromptFunction:
     ) -> dict[str, Any]:
         values = self.signature.parse(arguments)
         values.update(dict.fromkeys(self.signature.injected, context))
-        value = await _invoke(self.fn, values, context, threads)
+        value = await invoke(self.fn, values, context, threads)
         messages = [Message("user", value)] if isinstance(value, str) else list(value)
         return {
             "description": self.definition.description,

@@ -13,10 +13,11 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from toolhost.tools.context import CapabilityRequiredError, ServerEnvironment, ToolContext
-from toolhost.tools.functions import read_resource
+from toolhost.tools.functions import invoke, read_resource
 from toolhost.tools.server import ServerParts, ToolServer
 from toolhost.wire import ServerDefinition, ToolOutcome
 from toolhost_sdk.endpoints.channel import IncomingCall
@@ -40,7 +41,7 @@ class ServerRuntime:
         self._parts = parts
         self._env = env
         self._slots = asyncio.Semaphore(parts.server.max_concurrent)
-        self._queued = 0
+        self._queued: set[asyncio.Task[Any]] = set()
         self._running: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._idle = asyncio.Event()
@@ -50,18 +51,25 @@ class ServerRuntime:
         await self._parts.server.start(self._env)
 
     async def aclose(self, grace: float = 5.0) -> None:
-        """Cancel running calls, wait for their end at most *grace* seconds, close the server."""
+        """Cancel queued and running calls, wait for their end at most *grace* seconds, close the server."""
         self._draining = True
-        for task in self._running:
+        calls = self._queued | self._running
+        for task in calls:
             task.cancel()
-        if self._running:
-            await asyncio.wait(self._running, timeout=grace)
-        async with asyncio.timeout(max(grace, 1.0)):
-            await self._parts.server.aclose()
-        self._env.threads.shutdown(wait=False, cancel_futures=True)
+        if calls:
+            await asyncio.wait(calls, timeout=grace)
+        try:
+            async with asyncio.timeout(max(grace, 1.0)):
+                await self._parts.server.aclose()
+        except (
+            Exception
+        ):  # the boundary: a user's method may raise anything, and the server is gone all the same
+            logger.exception("server %r did not close", self.name)
+        finally:
+            self._env.threads.shutdown(wait=False, cancel_futures=True)
 
     async def drain(self, timeout: float) -> bool:
-        """Refuse new calls, let running ones end. False when some still ran after *timeout* seconds."""
+        """Refuse new calls, let queued and running ones end. False when some were left after *timeout* seconds."""
         self._draining = True
         try:
             async with asyncio.timeout(timeout):
@@ -83,7 +91,8 @@ class ServerRuntime:
             case "tools/call":
                 return await self._call_tool(call)
             case "resources/read":
-                return await read_resource(self._parts.resources, call.payload["uri"], self._env.threads)
+                async with self._admitted():
+                    return await read_resource(self._parts.resources, call.payload["uri"], self._env.threads)
             case "prompts/get":
                 return await self._get_prompt(call)
             case "completion/complete":
@@ -121,9 +130,9 @@ class ServerRuntime:
     async def _complete(self, payload: dict[str, Any]) -> dict[str, Any]:
         if self._parts.complete is None:
             raise NotFoundError(f"{self.name!r} completes nothing")
-        values = self._parts.complete(payload["ref"], payload["argument"], payload.get("context") or {})
-        if asyncio.iscoroutine(values):
-            values = await values
+        arguments = (payload["ref"], payload["argument"], payload.get("context") or {})
+        async with self._admitted():
+            values = await invoke(partial(self._parts.complete, *arguments), {}, None, self._env.threads)
         return {"values": list(values)[:100], "total": len(values), "has_more": len(values) > 100}
 
     @asynccontextmanager
@@ -132,27 +141,28 @@ class ServerRuntime:
         if self._draining:
             raise ToolServerUnavailableError(f"server {self.name!r} is stopping and takes no new calls")
         limit = self._parts.server.max_queued
-        if self._slots.locked() and self._queued >= limit:
+        if self._slots.locked() and len(self._queued) >= limit:
             raise CapacityError(
                 f"server {self.name!r} already runs {self._parts.server.max_concurrent} calls and queues {limit}: "
                 "try again when one has ended",
                 limit=limit,
             )
-        self._queued += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._queued -= 1
         task = asyncio.current_task()
         assert task is not None
-        self._running.add(task)
         self._idle.clear()
+        self._queued.add(task)
         try:
-            yield
+            await self._slots.acquire()
+            self._queued.discard(task)
+            self._running.add(task)
+            try:
+                yield
+            finally:
+                self._slots.release()
         finally:
-            self._slots.release()
+            self._queued.discard(task)
             self._running.discard(task)
-            if not self._running:
+            if not self._running and not self._queued:
                 self._idle.set()
 
 

@@ -41,12 +41,12 @@ def ray_running(home: Home, *, address: str | None, num_cpus: int | None) -> Ite
                     "Ray is not installed in this environment: install it with `pip install ray`, or run "
                     "`make install`"
                 ) from None
-            _reread_environment(loopback_only=address is None)
+            _reread_environment()
             with _initialized(home, address=address, num_cpus=num_cpus):
                 yield ray.get_runtime_context().gcs_address
     finally:
         if sys.modules.get("ray") is not None:
-            _reread_environment(loopback_only=False)
+            _reread_environment()
 
 
 @contextmanager
@@ -95,15 +95,16 @@ def namespace(home: Home) -> str:
     return f"toolhost-{home.instance}"
 
 
-def _reread_environment(*, loopback_only: bool) -> None:
+def _reread_environment() -> None:
     """Let a Ray that was imported before see the variables as they are now; it keeps what it read at its import.
 
     Ray's own start-up renews its configuration and its token with the same calls.
     """
     constants: Any = import_module("ray._private.ray_constants")
     raylet: Any = import_module("ray._raylet")
-    # With clusters enabled Ray rewrites a loopback address to the machine's own and listens on every interface.
-    constants.ENABLE_RAY_CLUSTER = not loopback_only and not constants.IS_WINDOWS_OR_OSX
+    constants.ENABLE_RAY_CLUSTER = constants.env_bool(
+        constants.ENABLE_RAY_CLUSTERS_ENV_VAR, not constants.IS_WINDOWS_OR_OSX
+    )
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
@@ -123,6 +124,7 @@ def _environment(home: Home, *, join: bool) -> dict[str, str]:
     return shared | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
+        # Without this Ray rewrites a loopback address to the machine's own and listens on every interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from typing_extensions import override
 
 from toolhost.hosting.home import Home
@@ -94,6 +95,8 @@ class RayLauncher(Launcher):
     ) -> LaunchedHost:
         name = f"host-{config.host_id}"
         options: dict[str, Any] = {"num_cpus": 0, **placement}
+        if not placement:  # Ray would choose any node; files and sockets are here
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.node_id, soft=True)
         actor: Any = (
             ray.remote(ToolHostActor)
             .options(name=name, namespace=self._namespace, max_restarts=0, max_concurrency=1000, **options)

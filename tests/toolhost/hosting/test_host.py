@@ -334,3 +334,34 @@ def test_a_second_host_in_the_same_home_is_refused(host: ToolHost) -> None:
     """Two hosts on one machine must not meet."""
     with pytest.raises(ConflictError, match="already runs"):
         ToolHost(host.home, port=0).start()
+
+
+async def test_every_blocking_verb_has_an_awaitable_twin(host: ToolHost) -> None:
+    """LIFE-R1: from async code nothing blocks the caller's loop."""
+    handle = await host.spawn.aio(Echo.bind("hej "), name="twin")
+    status, servers, config = await asyncio.gather(
+        handle.status.aio(), host.servers.aio(), host.mcp_config.aio(["twin"])
+    )
+    endpoint = await handle.new_endpoint.aio(ttl=60)
+
+    assert (status.state, "twin" in [server.name for server in servers]) == ("ready", True)
+    assert config["mcpServers"]["twin"]["url"] == endpoint.url == handle.url
+    assert (await handle.stop.aio(), await host.stop.aio("twin")) == (True, False)
+
+
+def test_a_fork_uses_handles_and_leaves_the_host_alone(host: ToolHost) -> None:
+    """LIFE-A3"""
+    with spawned(host, Echo.bind(), "forked") as handle:
+        assert handle.state == "ready"
+        child = os.fork()
+        if child == 0:
+            try:
+                host.close()
+                with pytest.raises(UsageError, match="fork"):
+                    host.servers()
+                os._exit(0 if handle.state == "ready" else 1)
+            finally:
+                os._exit(2)
+
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert (handle.state, len(host.servers())) == ("ready", 1)

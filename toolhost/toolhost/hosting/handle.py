@@ -1,13 +1,16 @@
-"""Handles and the module-level verbs: `spawn`, `stop`. A handle is a name and an address; it owns nothing."""
+"""Handles and the module-level verbs: `spawn`, `stop`. A handle is a name and an address; it owns nothing.
+
+Whatever blocks has an awaitable twin: `handle.stop()` and `await handle.stop.aio()`.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self
 
 from toolhost.hosting.control_client import ControlClient
 from toolhost.hosting.endpoint import ToolEndpoint
@@ -15,10 +18,10 @@ from toolhost.hosting.home import Home
 from toolhost.settings import Settings
 from toolhost.tools.server import ToolSpec
 from toolhost.wire import ServerState, ServerStatus
-from toolhost_sdk.bridge import shared
+from toolhost_sdk.bridge import blocking, blocking_method
 from toolhost_sdk.errors import NotFoundError
 
-T = TypeVar("T")
+ENDPOINT_TTL: Final = 30 * 86400.0  # seconds that a token in an endpoint or a client's configuration is valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,14 @@ class ToolHandle:
 
     @property
     def endpoint(self) -> ToolEndpoint:
-        """Where it answers, with a token for this server alone."""
-        token = _ask(
-            self.home,
-            lambda client: client.mint_token(label=f"endpoint {self.name}", scopes=[self.name], ttl=None),
+        """`new_endpoint()`. Read it once and keep it: each time has a token of its own."""
+        return self.new_endpoint()
+
+    @blocking_method
+    async def new_endpoint(self, *, ttl: float = ENDPOINT_TTL) -> ToolEndpoint:
+        """Where it answers, with a new token for this server alone, valid for *ttl* seconds."""
+        token = await _client(self.home).mint_token(
+            label=f"endpoint {self.name}", scopes=[self.name], ttl=ttl
         )
         return ToolEndpoint(self.name, self.url, {"Authorization": f"Bearer {token}"})
 
@@ -60,17 +67,20 @@ class ToolHandle:
     def node_id(self) -> str | None:
         return self.status().node_id
 
-    def status(self) -> ServerStatus:
+    @blocking_method
+    async def status(self) -> ServerStatus:
         """Raises NotFoundError once it is gone."""
-        return _ask(self.home, lambda client: client.server(self.name))
+        return await _client(self.home).server(self.name)
 
-    def stop(self, *, grace: float = 5.0) -> bool:
+    @blocking_method
+    async def stop(self, *, grace: float = 5.0) -> bool:
         """End it with all it runs, in at most *grace* + 1 seconds. False: it was gone already."""
-        return _ask(self.home, lambda client: client.stop(self.name, grace=grace))
+        return await _client(self.home).stop(self.name, grace=grace)
 
-    def drain(self, *, timeout: float = 30.0) -> bool:
+    @blocking_method
+    async def drain(self, *, timeout: float = 30.0) -> bool:
         """Let running calls end, refuse new ones, stop. False: some were cancelled after *timeout* seconds."""
-        return _ask(self.home, lambda client: client.drain(self.name, timeout=timeout))
+        return await _client(self.home).drain(self.name, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -86,10 +96,11 @@ class ToolHandle:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await asyncio.to_thread(self.stop)
+        await self.stop.aio()
 
 
-def spawn(
+@blocking
+async def spawn(
     spec: ToolSpec,
     *,
     name: str,
@@ -119,42 +130,37 @@ def spawn(
     """
     home = _home()
     url = home.read_host_file().url
-    _ask(
-        home.root,
-        lambda client: client.spawn(
-            spec,
-            name=name,
-            expose=expose,
-            placement=placement,
-            isolation=isolation,
-            detached=detached,
-            start_timeout=start_timeout,
-            max_restarts=max_restarts,
-            prefix=prefix,
-        ),
+    await _client(home.root).spawn(
+        spec,
+        name=name,
+        expose=expose,
+        placement=placement,
+        isolation=isolation,
+        detached=detached,
+        start_timeout=start_timeout,
+        max_restarts=max_restarts,
+        prefix=prefix,
     )
     return ToolHandle(name, home.root, url)
 
 
-def stop(name: str, *, grace: float = 5.0) -> bool:
+@blocking
+async def stop(name: str, *, grace: float = 5.0) -> bool:
     """Stop a server by name, from any process of this user. False: nothing had this name."""
-    return _ask(_home().root, lambda client: client.stop(name, grace=grace))
+    return await _client(_home().root).stop(name, grace=grace)
 
 
 def _home() -> Home:
     return Home(Settings.from_process().home)
 
 
-_clients: dict[
-    Path, ControlClient
-] = {}  # one connection a home: leases of what this process spawned hang on it
+# One connection a process and home: the leases of what this process spawned hang on it.
+_clients: dict[tuple[int, Path], ControlClient] = {}
 
 
-def _ask(home: Path, verb: Callable[[ControlClient], Awaitable[T]]) -> T:
-    async def ask() -> T:
-        client = _clients.get(home)
-        if client is None:
-            client = _clients[home] = ControlClient(Home(home))
-        return await verb(client)
-
-    return shared.run(ask())
+def _client(home: Path) -> ControlClient:
+    key = (os.getpid(), home)  # a fork must not speak on its parent's connection
+    client = _clients.get(key)
+    if client is None:
+        client = _clients[key] = ControlClient(Home(home))
+    return client

@@ -1,9 +1,14 @@
-"""`ToolHost`: a host inside a Python program. `toolhost serve` is one of these with a terminal around it."""
+"""`ToolHost`: a host inside a Python program. `toolhost serve` is one of these with a terminal around it.
+
+What blocks has an awaitable twin: `host.spawn(...)` and `await host.spawn.aio(...)`; for `start` and `close` that is
+`async with`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,14 +19,14 @@ from typing import Any, Literal, Self
 from toolhost.client_config import ServerAccess, mcp_json, server_url
 from toolhost.hosting.control_client import ControlClient
 from toolhost.hosting.controller import Controller, Options, running_controller
-from toolhost.hosting.handle import ToolHandle
+from toolhost.hosting.handle import ENDPOINT_TTL, ToolHandle
 from toolhost.hosting.home import Home
 from toolhost.hosting.ingress_process import bind
 from toolhost.hosting.runtime_ray import namespace, ray_running
 from toolhost.settings import Settings
 from toolhost.tools.server import ToolSpec
 from toolhost.wire import HostStatus, ServerStatus
-from toolhost_sdk.bridge import Bridge
+from toolhost_sdk.bridge import Bridge, blocking_method
 from toolhost_sdk.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -64,7 +69,8 @@ class ToolHost:
         self._options = Options(
             host=host, allowed_hosts=tuple(allowed_hosts), heartbeat=heartbeat, orphan_grace=orphan_grace
         )
-        self._bridge = Bridge("toolhost")
+        self.bridge = Bridge("toolhost")
+        self._pid = os.getpid()
         self._stack = ExitStack()
         self._controller: Controller | None = None
         self._client: ControlClient | None = None
@@ -80,6 +86,7 @@ class ToolHost:
         """
         if self._controller is not None:
             raise UsageError("this host is already started")
+        self._pid = os.getpid()
         with ExitStack() as stack:
             self._home.prepare()
             stack.enter_context(self._home.locked())
@@ -87,7 +94,7 @@ class ToolHost:
             ray_address = stack.enter_context(
                 ray_running(self._home, address=self._address, num_cpus=self._num_cpus)
             )
-            stack.callback(self._bridge.close)
+            stack.callback(self.bridge.close)
             from toolhost.hosting.launcher_ray import RayLauncher  # Ray's environment is set by now
 
             running = running_controller(
@@ -97,16 +104,21 @@ class ToolHost:
                 self._options,
                 ray_address=ray_address,
             )
-            self._controller = self._bridge.run(_enter(running))
-            stack.callback(lambda: self._bridge.run(running.__aexit__(None, None, None)))
+            self._controller = self.bridge.run(_enter(running))
+            stack.callback(lambda: self.bridge.run(running.__aexit__(None, None, None)))
             self._client = ControlClient(self._home)
             client = self._client
-            stack.callback(lambda: self._bridge.run(client.aclose()))
+            stack.callback(lambda: self.bridge.run(client.aclose()))
             self._stack = stack.pop_all()
         return self
 
     def close(self) -> None:
-        """End everything that runs here, within seconds. Detached servers come back with the next host."""
+        """End everything that runs here, within seconds. Detached servers come back with the next host.
+
+        Idempotent. In a fork of the process that started the host it does nothing: the host is not the fork's.
+        """
+        if self._pid != os.getpid():
+            return
         self._controller = None
         self._client = None
         self._stack.close()
@@ -141,13 +153,16 @@ class ToolHost:
         """The token of this home's operator: every server, and the control API."""
         return self._running().tokens.operator_token()
 
-    def status(self) -> HostStatus:
-        return self._bridge.run(self._control().status())
+    @blocking_method
+    async def status(self) -> HostStatus:
+        return await self._control().status()
 
-    def servers(self) -> list[ServerStatus]:
-        return self._bridge.run(self._control().servers())
+    @blocking_method
+    async def servers(self) -> list[ServerStatus]:
+        return await self._control().servers()
 
-    def spawn(
+    @blocking_method
+    async def spawn(
         self,
         spec: ToolSpec,
         *,
@@ -162,39 +177,51 @@ class ToolHost:
         anonymous: bool = False,
     ) -> ToolHandle:
         """Run a server; returns when it answers. See `toolhost.spawn`."""
-        status = self._bridge.run(
-            self._control().spawn(
-                spec,
-                name=name,
-                expose=expose,
-                placement=placement,
-                isolation=isolation,
-                detached=detached,
-                start_timeout=start_timeout,
-                max_restarts=max_restarts,
-                prefix=prefix,
-                anonymous=anonymous,
-            )
+        status = await self._control().spawn(
+            spec,
+            name=name,
+            expose=expose,
+            placement=placement,
+            isolation=isolation,
+            detached=detached,
+            start_timeout=start_timeout,
+            max_restarts=max_restarts,
+            prefix=prefix,
+            anonymous=anonymous,
         )
         return ToolHandle(status.name, self._home.root, self.url)
 
-    def stop(self, name: str, *, grace: float = 5.0) -> bool:
+    @blocking_method
+    async def stop(self, name: str, *, grace: float = 5.0) -> bool:
         """Stop a server. False: nothing had this name."""
-        return self._bridge.run(self._control().stop(name, grace=grace))
+        return await self._control().stop(name, grace=grace)
 
-    def mint_token(self, *, label: str = "", scopes: Sequence[str] = ("*",), ttl: float | None = None) -> str:
-        """A new bearer token. *scopes*: server names, `server:function`, `*` for all servers, `control`."""
-        return self._bridge.run(self._control().mint_token(label=label, scopes=list(scopes), ttl=ttl))
+    @blocking_method
+    async def mint_token(
+        self, *, label: str = "", scopes: Sequence[str] = ("*",), ttl: float | None = None
+    ) -> str:
+        """A new bearer token.
 
-    def mcp_config(self, names: Sequence[str] | None = None, *, token: str | None = None) -> dict[str, Any]:
-        """The `mcpServers` document of these servers (default: all), with a token for just them.
+        Args:
+            scopes: server names, `server:function`, `*` for all servers, `control`.
+            ttl: seconds it is valid; None means until it is revoked.
+        """
+        return await self._control().mint_token(label=label, scopes=list(scopes), ttl=ttl)
+
+    @blocking_method
+    async def mcp_config(
+        self, names: Sequence[str] | None = None, *, token: str | None = None
+    ) -> dict[str, Any]:
+        """The `mcpServers` document of these servers (default: all), with a token for just them, for 30 days.
 
         It holds the token in clear text, as clients want it: write it to files of mode 0600 only.
         """
-        chosen = list(names) if names is not None else [status.name for status in self.servers()]
-        bearer = token or self.mint_token(label="mcp_config", scopes=chosen)
+        control = self._control()
+        chosen = list(names) if names is not None else [status.name for status in await control.servers()]
+        if token is None and chosen:
+            token = await control.mint_token(label="mcp_config", scopes=chosen, ttl=ENDPOINT_TTL)
         return mcp_json(
-            ServerAccess(name=name, url=server_url(self.url, name), token=bearer) for name in chosen
+            ServerAccess(name=name, url=server_url(self.url, name), token=token) for name in chosen
         )
 
     def wait_for_shutdown(self, interrupted: threading.Event | None = None) -> None:
@@ -204,9 +231,13 @@ class ToolHost:
             if interrupted is not None and interrupted.wait(0.2):
                 return
             if interrupted is None:
-                self._bridge.run(controller.shutdown_requested.wait())
+                self.bridge.run(controller.shutdown_requested.wait())
 
     def _running(self) -> Controller:
+        if self._pid != os.getpid():
+            raise UsageError(
+                f"this host belongs to process {self._pid}, and a fork has no part in it: use a handle, or `spawn`"
+            )
         if self._controller is None:
             raise UsageError("this host is not started: use `with ToolHost() as host:` or call `start()`")
         return self._controller

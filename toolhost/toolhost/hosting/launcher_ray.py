@@ -96,7 +96,7 @@ class RayLauncher(Launcher):
         name = f"host-{config.host_id}"
         options: dict[str, Any] = {"num_cpus": 0, **placement}
         if not placement:  # Ray would choose any node; files and sockets are here
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.node_id, soft=True)
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
         actor: Any = (
             ray.remote(ToolHostActor)
             .options(name=name, namespace=self._namespace, max_restarts=0, max_concurrency=1000, **options)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 from pathlib import Path
 
 import pytest
 
+from toolhost.hosting.home import Home
+from toolhost.hosting.tokens import TokenService
 from toolhost.tokens import TokenStore, functions_in_scope
 from toolhost_sdk.errors import UsageError
 
@@ -95,3 +98,51 @@ def test_a_malformed_scope_mints_nothing(path: Path, scopes: list[str]) -> None:
 def test_a_lifetime_is_bounded(path: Path, ttl: float) -> None:
     with pytest.raises(UsageError):
         TokenStore(path).mint(scopes=["*"], ttl=ttl)
+
+
+def test_a_damaged_file_is_one_error_that_names_it_and_the_way_out(path: Path) -> None:
+    path.write_bytes(b"no database at all, but long enough to be looked at as one")
+    with pytest.raises(UsageError, match=r"tokens\.db.*damaged: move it away"):
+        TokenStore(path).list()
+
+
+def test_tokens_that_ended_long_ago_are_forgotten(path: Path) -> None:
+    store = TokenStore(path)
+    old = [store.mint(label=f"old {n}", scopes=["*"], ttl=1.0) for n in range(3)]
+    store.revoke(old[0].id)
+    kept = store.mint(label="kept", scopes=["*"])
+    with sqlite3.connect(path) as other:
+        other.execute(
+            "UPDATE tokens SET expires_at = 1.0, revoked_at = min(revoked_at, 1.0) WHERE label LIKE 'old%'"
+        )
+    other.close()
+    new = store.mint(label="new", scopes=["*"])
+
+    assert [record.id for record in store.list()] == [kept.id, new.id]
+
+
+def test_what_serve_announces_stays_the_same_over_restarts_while_it_is_good(tmp_path: Path) -> None:
+    """SEC-R1: restarts pile up no tokens, and what clients were told stays true."""
+    home = Home(tmp_path / "h")
+    home.prepare()
+
+    def announced(*names: str, ttl: float = 30 * 86400.0) -> str:
+        tokens = TokenService(home)
+        try:
+            return tokens.serve_token(names, ttl=ttl)[0]
+        finally:
+            tokens.close()
+
+    first, again = announced("bash", "jobs"), announced("bash", "jobs")
+    other = announced("bash", ttl=3600.0)
+    after_short = announced("bash")
+    store = TokenStore(home.tokens_file)
+    valid = [store.verify(token) is not None for token in (first, other, after_short)]
+    store.revoke(store.list()[-1].id)
+    after_revoked = announced("bash")
+
+    assert first == again
+    assert stat.S_IMODE(home.serve_token_file.stat().st_mode) == 0o600
+    assert valid == [False, True, True]  # other servers: revoked; about to expire: left to its end
+    assert len({first, other, after_short, after_revoked}) == 4
+    store.close()

@@ -29,6 +29,7 @@ ALL_SERVERS: Final = "*"
 _SECRET_BYTES: Final = 32
 _MAX_TOKEN: Final = 128
 _INDEX_BYTES: Final = 16
+_KEPT_SECONDS: Final = 90 * 86400.0
 _SCOPE: Final = re.compile(r"\*|[A-Za-z0-9][A-Za-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9_.-]{0,63})?")
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS tokens (
@@ -127,12 +128,15 @@ class TokenStore:
         )
         row = (record.id, _hash(token), label, json.dumps(record.scopes), now, record.expires_at)
         with self._writing() as connection:
+            connection.execute(
+                "DELETE FROM tokens WHERE coalesce(revoked_at, expires_at) < ?", (now - _KEPT_SECONDS,)
+            )
             connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
         self._version = -1
         return MintedToken(id=record.id, token=token, record=record)
 
     def list(self) -> list[TokenRecord]:
-        """Every token on record, the revoked and expired ones too, oldest first."""
+        """Every token on record, oldest first; revoked and expired ones for three months after their end."""
         rows = self._open().execute("SELECT * FROM tokens ORDER BY created_at, id").fetchall()
         return [_record(row) for row in rows]
 
@@ -187,11 +191,21 @@ class TokenStore:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._connection = sqlite3.connect(self._path, timeout=5.0, check_same_thread=False)
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            with self._connection:
-                self._connection.execute(_SCHEMA)
+            connection = sqlite3.connect(self._path, timeout=5.0, check_same_thread=False)
+            try:
+                connection.row_factory = sqlite3.Row
+                connection.execute("PRAGMA journal_mode = WAL")
+                with connection:
+                    connection.execute(_SCHEMA)
+            except sqlite3.DatabaseError as error:
+                connection.close()
+                if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                    raise
+                raise UsageError(
+                    f"{str(self._path)!r} is damaged: move it away and start again; its tokens are lost then, and "
+                    "clients need new ones"
+                ) from None
+            self._connection = connection
         return self._connection
 
 

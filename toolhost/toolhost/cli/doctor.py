@@ -99,7 +99,9 @@ def node_checks(manifest: Mapping[str, Any]) -> Iterator[Check]:
     yield Check(
         name="isolation",
         state="limited",
-        says="none yet: commands run as this user on this machine and reach its files and network",
+        says="none yet: commands run as this user, with its files, keys and network, and can read the memory and "
+        "environment of its other processes (/proc/PID/environ), the host's too; they inherit none of it. Run the "
+        "host as a user, or in a container, that may lose what it has",
     )
 
 

@@ -7,6 +7,7 @@ import os
 import pwd
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from toolhost.cli.host import own_version
-from toolhost.cli.output import patience, write, write_json
+from toolhost.cli.output import in_words, patience, write, write_json
 from toolhost.client_config import ServerAccess, claude_commands, reachable_url, server_url
 from toolhost.settings import Settings
 from toolhost_sdk.errors import UnavailableError, UsageError
@@ -129,8 +130,9 @@ def _spawn_defaults(host: ToolHost, work_dir: Path) -> list[str]:
 
 
 def _announce(host: ToolHost, names: list[str], work_dir: Path, *, as_json: bool) -> None:
-    token = host.mint_token(label="serve", scopes=names, ttl=_TOKEN_DAYS * 86400.0) if names else None
+    token, expires_at = host.serve_token(names, ttl=_TOKEN_DAYS * 86400.0) if names else (None, 0.0)
     url = reachable_url(host.url)
+    lasts = in_words(expires_at - time.time())
     access = [ServerAccess(name=name, url=server_url(url, name), token=token) for name in names]
     claude = claude_commands(access)
     if as_json:
@@ -141,7 +143,8 @@ def _announce(host: ToolHost, names: list[str], work_dir: Path, *, as_json: bool
         lines += [
             f"  servers  {', '.join(names)}: commands run in {work_dir} as {_user()}, not in a sandbox",
             f"  token    {token}",
-            f"           opens {' and '.join(names)} for {_TOKEN_DAYS} days; it belongs in a header, never in a URL",
+            f"           opens {' and '.join(names)} for {lasts}, the next time you serve too;",
+            "           it belongs in a header, never in a URL",
             "",
             "Claude Code (stores the token in its own settings; `toolhost config claude --token-env` does not):",
             *(f"  {line}" for line in claude),

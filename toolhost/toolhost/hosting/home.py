@@ -73,6 +73,10 @@ class Home:
         return self.root / "operator.token"
 
     @property
+    def serve_token_file(self) -> Path:
+        return self.root / "serve.token"
+
+    @property
     def tokens_file(self) -> Path:
         return self.root / "tokens.db"
 

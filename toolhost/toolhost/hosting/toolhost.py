@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -207,6 +208,15 @@ class ToolHost:
             ttl: seconds it is valid; None means until it is revoked.
         """
         return await self._control().mint_token(label=label, scopes=list(scopes), ttl=ttl)
+
+    @blocking_method
+    async def serve_token(self, names: Sequence[str], *, ttl: float) -> tuple[str, float]:
+        """A token for these servers that stays the same from one host of this home to the next, and when it expires.
+
+        It is kept in clear in the home, in a file of mode 0600, so that what clients were told stays true.
+        """
+        token, record = self._running().tokens.serve_token(tuple(names), ttl=ttl)
+        return token, record.expires_at if record.expires_at is not None else math.inf
 
     @blocking_method
     async def mcp_config(

@@ -27,7 +27,7 @@ from toolhost_sdk.endpoints.channel_ray import ChannelActorMixin, RayChannel
 from toolhost_sdk.endpoints.relay import relay_to
 from toolhost_sdk.endpoints.unix_client import UnixChannel
 from toolhost_sdk.endpoints.unix_server import serve_unix
-from toolhost_sdk.errors import PlacementError, StartupTimeoutError, UsageError
+from toolhost_sdk.errors import PlacementError, StartupTimeoutError, UnavailableError, UsageError
 from toolhost_sdk.node.client import WardenClient
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class RayLauncher(Launcher):
             raise UsageError(
                 f"placement may not hold {unknown[0]!r}; it takes {', '.join(sorted(_PLACEMENT_KEYS))}"
             )
+        _require_ray()
         demand = _demand(placement)
         offers = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
         if any(all(offer.get(key, 0) >= amount for key, amount in demand.items()) for offer in offers):
@@ -93,6 +94,7 @@ class RayLauncher(Launcher):
     async def launch(
         self, config: HostConfig, placement: Mapping[str, Any], *, timeout: float
     ) -> LaunchedHost:
+        _require_ray()
         name = f"host-{config.host_id}"
         options: dict[str, Any] = {"num_cpus": 0, **placement}
         if not placement:  # Ray would choose any node; files and sockets are here
@@ -148,8 +150,14 @@ class RayLauncher(Launcher):
             if (relay := self._relays.pop(host_id, None)) is not None:
                 await relay.aclose()
         finally:
-            if actor is not None:
+            if actor is not None and ray.is_initialized():
                 await asyncio.to_thread(ray.kill, actor)
+
+
+def _require_ray() -> None:
+    """Most of Ray's functions start a Ray of their own, open to the network, where none runs."""
+    if not ray.is_initialized():
+        raise UnavailableError("Ray was shut down in this process: close this host and start another")
 
 
 def _demand(placement: Mapping[str, Any]) -> dict[str, float]:

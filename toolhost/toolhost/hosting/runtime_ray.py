@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
@@ -10,43 +11,90 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
 from toolhost.hosting.home import Home, write_private
 from toolhost.settings import exported
-from toolhost_sdk.errors import UnavailableError
+from toolhost_sdk.errors import ConflictError, UnavailableError
 
 _LONGEST_RAY_DIR = 43  # bytes, so that Ray's own socket names below it fit into 107
 
 
+class _Owned:
+    """The Ray that the first host of this process started. It ends with the last host that uses it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.stack = ExitStack()
+
+
+_owned = _Owned()
+
+
 @contextmanager
 def ray_running(home: Home, *, address: str | None, num_cpus: int | None) -> Iterator[str]:
-    """Be connected to Ray; yield its address. A Ray that this process already uses is used and left as it is.
+    """Be connected to Ray; yield its address. A Ray that this process already uses is used, and left as it is.
 
     Raises:
         UnavailableError: Ray is not installed, or the cluster at *address* does not answer.
+        ConflictError: a Ray that was started from this home still serves another host.
     """
-    running = sys.modules.get("ray")
-    if running is not None and running.is_initialized():
-        yield running.get_runtime_context().gcs_address
-        return
+    ray = sys.modules.get("ray")
+    with _owned.lock:
+        foreign = not _owned.users and ray is not None and ray.is_initialized()
+        if not foreign and not _owned.users:
+            with ExitStack() as stack:
+                stack.enter_context(_own_ray(home, address=address, num_cpus=num_cpus))
+                _owned.stack = stack.pop_all()
+        _owned.users += not foreign
+    try:
+        yield sys.modules["ray"].get_runtime_context().gcs_address
+    finally:
+        if not foreign:
+            with _owned.lock:
+                _owned.users -= 1
+                if not _owned.users:
+                    _owned.stack.close()
+
+
+@contextmanager
+def _own_ray(home: Home, *, address: str | None, num_cpus: int | None) -> Iterator[None]:
     try:
         with exported(_environment(home, join=address is not None)):
             try:
-                import ray
+                import_module("ray")
             except ImportError:
                 raise UnavailableError(
                     "Ray is not installed in this environment: install it with `pip install ray`, or run "
                     "`make install`"
                 ) from None
             _reread_environment()
-            with _initialized(home, address=address, num_cpus=num_cpus):
-                yield ray.get_runtime_context().gcs_address
+            with _directory_locked(home), _initialized(home, address=address, num_cpus=num_cpus):
+                yield
     finally:
         if sys.modules.get("ray") is not None:
             _reread_environment()
+
+
+@contextmanager
+def _directory_locked(home: Home) -> Iterator[None]:
+    """Ray's directory is emptied before a start, so nobody may be in it. Its Ray may outlive a host (see `_Owned`)."""
+    descriptor = os.open(home.root / "ray.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConflictError(
+            f"the Ray of an earlier host in {str(home.root)!r} still serves another host of the same program: "
+            "close that one first, or choose another home"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -54,7 +102,7 @@ def _initialized(home: Home, *, address: str | None, num_cpus: int | None) -> It
     import ray
 
     temp_dir = home.runtime_dir / "r"
-    shutil.rmtree(temp_dir, ignore_errors=True)  # of a host that was killed; the lock says nobody uses it
+    shutil.rmtree(temp_dir, ignore_errors=True)  # of a host that was killed; the locks say nobody uses it
     try:
         with _signals_kept():
             if address is not None:

@@ -90,30 +90,28 @@ class LinkChannel(Channel):
 
     async def open(self) -> CallerLink:
         """The connection, made anew where needed. Raises `UnavailableError` or `PermissionDeniedError`."""
-        async with self._opening:
-            link = self.standing()
-            if link is None:
-                link = await self._greeted()
-            if self._closed:
-                link.abort()
-                raise UnavailableError(f"the channel to {self.target} is closed")
-            self._link = link
-            return link
+        # Bounded from the call on: callers that wait in turn must not add up their times.
+        with anyio.move_on_after(self._connect_timeout):
+            async with self._opening:
+                link = self.standing() or await self._greeted()
+                if self._closed:
+                    link.abort()
+                    raise UnavailableError(f"the channel to {self.target} is closed")
+                self._link = link
+                return link
+        raise UnavailableError(f"no answer from {self.target} within {self._connect_timeout:g} s")
 
     async def _greeted(self) -> CallerLink:
         link = CallerLink(self.target, self._limits)
         done = False
         try:
-            with anyio.move_on_after(self._connect_timeout):
-                if not self._closed:
-                    await self.connect(link)
-                    await link.ready
-                done = True
+            if not self._closed:
+                await self.connect(link)
+                await link.ready
+            done = True
         finally:
             if not done:
                 link.abort()
-        if not done:
-            raise UnavailableError(f"no answer from {self.target} within {self._connect_timeout:g} s")
         return link
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 from toolhost_sdk.endpoints.channel import CallStream, Channel, Dispatcher, IncomingCall
@@ -15,8 +14,7 @@ def relay_to(channel: Channel) -> Dispatcher:
 
     async def dispatch(call: IncomingCall) -> Any:
         # The deadline is counted anew from here: a hop takes less than anybody's clock is worth.
-        header = replace(call.header)
-        async with channel.call(call.endpoint, call.method, call.payload, header=header) as stream:
+        async with channel.call(call.endpoint, call.method, call.payload, header=call.header) as stream:
             upstream = asyncio.get_running_loop().create_task(_pass_upstream(call, stream))
             try:
                 async for frame in stream:

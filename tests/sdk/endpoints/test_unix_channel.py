@@ -402,3 +402,25 @@ async def test_a_killed_caller_ends_its_handlers(tmp_path: Path) -> None:
             await ended.wait()
             await gone.wait()
             await caller.wait()
+
+
+async def test_callers_that_wait_for_one_connection_do_not_add_up_their_times(tmp_path: Path) -> None:
+    """Half open: the kernel accepts for a server that never greets."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(tmp_path / "s.sock"))
+        silent.listen(16)
+        channel = UnixChannel(tmp_path / "s.sock", connect_timeout=0.5)
+        failed: list[str] = []
+
+        async def call() -> None:
+            with pytest.raises(UnavailableError, match="no answer"):
+                await channel.request("echo", "echo")
+            failed.append("no answer")
+
+        with anyio.fail_after(1.5):
+            async with anyio.create_task_group() as group:
+                for _ in range(8):
+                    group.start_soon(call)
+        await channel.aclose()
+
+    assert len(failed) == 8

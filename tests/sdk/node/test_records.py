@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.support.commands import until
 
 from toolhost_sdk.errors import NotFoundError, UsageError
 from toolhost_sdk.node import clock, records
@@ -136,6 +137,37 @@ async def test_an_expired_lease_is_never_renewed_even_before_the_timer_fires(hom
 
     assert ended == [lease.id] and stored.leases() == []
     stored.close()
+
+
+async def test_leases_end_while_the_database_takes_nothing(home: Path) -> None:
+    """LEASE-R1 LEASE-R2: a disk without room keeps no job alive."""
+    stored = Records(home)
+    ended: list[str] = []
+
+    async def on_end(lease: str, cause: Cause) -> None:
+        ended.append(lease)
+
+    leases = Leases(stored, on_end)
+    expiring = [leases.open("owner", ttl=ttl, max_life=None).id for ttl in (0.05, 0.1)]
+    released = leases.open("owner", ttl=60, max_life=None).id
+    refuse_writes(stored)
+    watch = asyncio.create_task(leases.watch(1.0))
+
+    await leases.release(released, "cancelled")
+
+    async def over() -> bool:
+        return len(ended) == 3 or watch.done()
+
+    await until(over)
+    still_watching = watch.cancel()
+    stored.close()
+
+    assert (ended, still_watching) == ([released, *expiring], True)
+
+
+def refuse_writes(stored: Records) -> None:
+    """What a full disk does, of the database alone."""
+    stored._db.execute("PRAGMA query_only = 1")
 
 
 async def _nothing(lease: str, cause: Cause) -> None:

@@ -233,6 +233,18 @@ class Trees:
 
         assert (ran.record.exit_code, ran.stdout, ran.stderr) == (0, b"y\ny\n", b"")
 
+    async def test_a_command_that_stops_what_watches_it_still_meets_its_timeout(
+        self, executor: Executor
+    ) -> None:
+        """TREE-R5 TIME-R3: its parent is the init, which a stop keeps from reaping and from obeying."""
+        mark = marker()
+        job = await executor.start(sh(f"kill -STOP $PPID; setsid sleep {mark} & sleep {mark}", timeout=0.3))
+
+        record = await executor.wait(job.id, timeout=0.3 + 2.0 + 3.0)
+
+        assert (record.state, record.cause, record.exit_code) == ("killed", "timeout", None)
+        assert processes_with(mark) == []
+
 
 class Logs:
     async def test_every_byte_appears_once_in_its_stream_and_in_order(self, executor: Executor) -> None:
@@ -609,7 +621,24 @@ class Starts:
             assert record.shell_status == code and record.message is not None and words in record.message
             assert words.encode() in ran.stderr, ran.stderr
 
-    @pytest.mark.parametrize("argv", ["ls -la", [], ["a\0b"], [1], b"true", None])
+    @pytest.mark.parametrize(
+        ("spec", "kind"),
+        [
+            ({"argv": ["x" * 100_000]}, "other"),
+            ({"argv": ["é" * 30_000]}, "other"),
+            ({"argv": ["true"], "cwd": "/" + "x" * 100_000}, "bad_cwd"),
+        ],
+    )
+    async def test_a_refusal_with_a_very_long_name_is_still_a_refusal(
+        self, executor: Executor, spec: dict[str, Any], kind: str
+    ) -> None:
+        """END-R1 ZERO-2: its words once filled the pipe they travel in, and the launcher died of it."""
+        record = (await run(executor, CommandSpec(**spec))).record
+
+        assert (record.state, record.exit_code, record.signal) == ("start_failed", 126, None)
+        assert record.start_error == kind and record.message is not None and len(record.message) < 1000
+
+    @pytest.mark.parametrize("argv", ["ls -la", [], ["a\0b"], [1], b"true", None, ["a\ud800"]])
     async def test_what_is_no_argument_list_is_a_usage_error(self, executor: Executor, argv: Any) -> None:
         """CMD-R1"""
         with pytest.raises(UsageError):
@@ -618,9 +647,22 @@ class Starts:
     async def test_a_relative_directory_or_an_impossible_variable_is_a_usage_error(
         self, executor: Executor
     ) -> None:
-        for spec in (CommandSpec(argv=["true"], cwd="tmp"), CommandSpec(argv=["true"], env={"A=B": "c"})):
-            with pytest.raises(UsageError):
-                await executor.start(spec)
+        here = f"s{marker()}"
+        odd: list[dict[str, Any]] = [
+            {"cwd": "tmp"}, {"env": {"A=B": "c"}}, {"env": {"A": 5}}, {"env": {"A": "\ud800"}}, {"user": 5},
+            {"stdin": "text"}, {"leftovers": "leave"}, {"on_log_limit": "stop"}, {"lease": ["a"]},
+        ]  # fmt: skip
+
+        for spec in odd:
+            with pytest.raises(UsageError, match="|".join([*spec, "variable"])):
+                await executor.start(CommandSpec(argv=["true"], session=here, **spec))
+        for session in ("", "\ud800", "x" * 257):
+            with pytest.raises(UsageError, match="session"):
+                await executor.start(CommandSpec(argv=["true"], session=session))
+            with pytest.raises(UsageError, match="session"):
+                await executor.open_hosted(session)
+
+        assert await executor.jobs(session=here) == []
 
     async def test_the_directory_is_as_asked(self, executor: Executor) -> None:
         """CMD-R8"""
@@ -680,6 +722,9 @@ class Starts:
             await executor.find(here, "job-9")
         live = await executor.jobs(session=here, live=True)
         every = await executor.jobs(session=here)
+        newest = await executor.jobs(session=here, limit=1)
+        with pytest.raises(UsageError, match="limit"):
+            await executor.jobs(limit=0)
         await executor.terminate(first.id, grace=0)
 
         assert [record.handle for record in (first, second, other)] == ["job-1", "job-2", "job-1"]
@@ -688,6 +733,7 @@ class Starts:
             [first.id],
             [first.id, second.id],
         )
+        assert [record.id for record in newest] == [second.id]
 
 
 def _environment(data: bytes) -> dict[str, str]:

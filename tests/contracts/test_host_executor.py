@@ -25,11 +25,13 @@ def warden() -> Iterator[Warden]:
 async def executor(warden: Warden) -> AsyncIterator[WardenClient]:
     client = warden.client()
     before = await client.manifest()
+    warden.waiting_leaders()  # what is in stock holds descriptors too
     descriptors = warden.descriptors()
     yield client
     for job in await client.jobs(live=True):
         await client.terminate(job.id, grace=0)
     await client.aclose()
+    warden.waiting_leaders()
     assert before["pid"] == warden.pid and warden.descriptors() <= descriptors + 2, (
         "descriptors were left open"
     )

@@ -59,6 +59,16 @@ class Warden:
 
         return eventually(found, what="the zygote's name")[0]
 
+    def waiting_leaders(self) -> list[int]:
+        """The processes in stock, once all are there: each waits below an init for a plan."""
+
+        def found() -> list[int]:
+            inits = procfs.children(self.zygote())
+            leaders = [pid for parent in inits for pid in procfs.children(parent)]
+            return leaders if len(leaders) == 2 else []
+
+        return eventually(found, what="two inits in stock, each with a leader")
+
     def init_of(self, pid: int) -> int:
         """The init of the leader *pid*."""
         found = procfs.parent(pid)

@@ -17,7 +17,7 @@ import anyio
 from typing_extensions import override
 
 from toolhost_sdk.endpoints.channel import Channel
-from toolhost_sdk.errors import UnavailableError
+from toolhost_sdk.errors import ToolhostError, UnavailableError
 from toolhost_sdk.node import checks, records
 from toolhost_sdk.node.port import (
     Cause,
@@ -72,7 +72,11 @@ class WardenClient(Executor):
             return records.from_doc(await self._ask("start", spec=described, key=key, nameless=nameless))
         except asyncio.CancelledError:
             if nameless:  # its answer may be on the way, and then nobody could name the job
-                with anyio.CancelScope(shield=True), anyio.move_on_after(_ABANDON_WITHIN):
+                with (
+                    anyio.CancelScope(shield=True),
+                    anyio.move_on_after(_ABANDON_WITHIN),
+                    suppress(ToolhostError),  # a cancelled caller gets its cancellation and nothing else
+                ):
                     await self._ask("abandon", key=key)
             raise
 
@@ -142,8 +146,11 @@ class WardenClient(Executor):
         return records.from_doc(await self._ask("find", session=session, handle=handle))
 
     @override
-    async def jobs(self, *, session: str | None = None, live: bool = False) -> list[JobRecord]:
-        return [records.from_doc(doc) for doc in await self._ask("jobs", session=session, live=live)]
+    async def jobs(
+        self, *, session: str | None = None, live: bool = False, limit: int | None = None
+    ) -> list[JobRecord]:
+        docs = await self._ask("jobs", session=session, live=live, limit=limit)
+        return [records.from_doc(doc) for doc in docs]
 
     @override
     async def open_hosted(self, session: str, *, label: str = "", timeout: float | None = None) -> JobRecord:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -33,6 +34,7 @@ DRAIN_AT_MOST = 1.0
 REPORT_LIMIT = 1 << 20
 FINAL_DRAIN = 4 << 20
 _ANSWERED_AFTER = 0.002
+_OBEYS_WITHIN = 0.5
 READ_NUMBER = {"x86_64": 0}.get(os.uname().machine, 63)  # of the system call; 63 is the generic table's
 EndTree = Callable[[str], Awaitable[bool]]
 
@@ -66,7 +68,7 @@ class Command(Job):
         self._pipes: dict[int, Stream] = {}
         self._drained = asyncio.Event()
         self.stdin: StdinPipe | None = None
-        self._given = given  # a descriptor that becomes stdin; ours to close
+        self._given = given  # a descriptor whose file becomes stdin; whoever gave it closes it
         self._report_fd = -1
         self._refusals = -1  # readable when the start is settled, see `Init.start`
         self._report = bytearray()
@@ -82,7 +84,7 @@ class Command(Job):
         init.on_end = self._init_ended
 
     def launch(self, plan: dict[str, Any], null: int) -> None:
-        """Make the pipes and send the plan. Raises OSError when descriptors run out."""
+        """Make the pipes and send the plan. Raises OSError when descriptors or room for a large input run out."""
         theirs: list[int] = []
         try:
             theirs.append(self._open_stdin(null))
@@ -104,13 +106,13 @@ class Command(Job):
             raise
         finally:
             for fd in theirs:
-                if fd != null:
+                if fd not in (null, self._given):
                     os.close(fd)
+            self._given = None
 
     def _open_stdin(self, null: int) -> int:
         if self._given is not None:
-            given, self._given = self._given, None
-            return given
+            return self._given
         if self.spec.stdin is None:
             return null
         if self.spec.stdin == "pipe":
@@ -306,7 +308,9 @@ class Command(Job):
         await self.publish(final)
         self.launched.set()
         # Later: making the next job's place takes as long as answering everybody who waits for this one.
-        self._loop.call_later(_ANSWERED_AFTER, self._give_back if self._lost is None else Init.close, self.init)
+        self._loop.call_later(
+            _ANSWERED_AFTER, self._give_back if self._lost is None else Init.close, self.init
+        )
 
     def _keep_report(self, data: bytes) -> None:
         self.report = data
@@ -347,9 +351,21 @@ class Command(Job):
                 await asyncio.wait_for(self.emptied.wait(), grace)
         if not self.emptied.is_set():
             self.init.send({"op": "kill"})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.emptied.wait(), _OBEYS_WITHIN)
+        if not self.emptied.is_set():
+            await self._past_a_stopped_init()
+
+    async def _past_a_stopped_init(self) -> None:
+        """A command can stop the init above it with a signal: end the tree from here, then let the init say so."""
+        if self.init.pid is not None:
+            procfs.signal_below(self.init.pid, signal.SIGKILL)
+        await self._end_tree(self.base.id)
+        self.init.resume()
 
     def signal(self, number: int) -> None:
-        self.init.send({"op": "signal", "number": number})
+        if not self._exited:  # the init of an ended job may have another's leader by now
+            self.init.send({"op": "signal", "number": number})
 
     @override
     def bounds(self) -> list[tuple[float, Cause]]:

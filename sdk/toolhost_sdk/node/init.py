@@ -226,12 +226,16 @@ class Init:
 
 def _wait_for_plan(plans: socket.socket, error_fd: int) -> NoReturn:
     """The leader before it is one."""
-    launch.prepare()
-    launch.rehearse()
-    plan, fds = receive(plans)
+    try:
+        launch.prepare()
+        launch.rehearse()
+        plan, fds = receive(plans)
+        if plan is not None and plan["in_file"]:
+            file = fds.pop()
+            plan = json.loads(os.pread(file, os.fstat(file).st_size, 0))
+    except BaseException as error:  # noqa: BLE001 - a forked child: what unwound further would end as a code of the command
+        launch.tell(error_fd, "other", f"could not start: {error!r}")
+        os._exit(126)
     if plan is None:
         os._exit(0)
-    if plan["in_file"]:
-        file = fds.pop()
-        plan = json.loads(os.pread(file, os.fstat(file).st_size, 0))
     launch.run(plan, fds, error_fd)

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from toolhost_sdk.node import cgroups, environment, readonly
 
 MAX_ARGUMENT = 131_071  # MAX_ARG_STRLEN less its terminator
+_WORDS = 320  # characters of a refusal: as JSON at most 12 bytes each, so that no write to the pipe is torn
 _LAST_ID = 2**32 - 2  # the one after it is -1, which the kernel takes for "leave it as it is"
 _NOT_HERE = (errno.ENOENT, errno.ENOTDIR)
 
@@ -86,23 +87,26 @@ def run(plan: dict[str, Any], fds: list[int], error_fd: int) -> NoReturn:
         fds: what becomes 0, 1, 2 and, when there are four, 3.
         error_fd: closed by a successful exec; otherwise gets one JSON object `{"error", "message"}`.
     """
-    report = -1
+    report = error_fd
     code = 126
     try:
         report = _arrange_descriptors(fds, error_fd)
         _become(plan)
     except StartFailed as error:
         code = error.code
-        _tell(report, error.kind, error.message)
+        tell(report, error.kind, error.message)
     except OSError as error:
-        _tell(report, "other", f"could not start: {error.strerror} ({error.filename or 'no path'})")
+        tell(report, "other", f"could not start: {error.strerror} ({error.filename or 'no path'})")
     except BaseException as error:  # noqa: BLE001 - last frame of a forked child: nothing may unwind further
-        _tell(report, "other", f"could not start: {error!r}")
+        tell(report, "other", f"could not start: {error!r}")
     finally:
         os._exit(code)
 
 
-def _tell(report: int, kind: str, message: str) -> None:
+def tell(report: int, kind: str, message: str) -> None:
+    """Say on stderr and to the warden why there is no command. The middle of a long message is left out."""
+    if len(message) > _WORDS:
+        message = f"{message[: _WORDS // 2]} ... {message[-_WORDS // 2 + 5 :]}"
     with contextlib.suppress(OSError):
         os.write(2, f"toolhost: {message}\n".encode("utf-8", "backslashreplace"))
     with contextlib.suppress(OSError):

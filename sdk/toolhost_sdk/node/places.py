@@ -6,15 +6,23 @@ for its last `state` included, so that a disk full of output cannot keep an endi
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 from pathlib import Path
 
-from toolhost_sdk.errors import NoSpaceError
+from toolhost_sdk.errors import CapacityError, LimitExceededError, NoSpaceError
 
 _RESERVED = 16 << 10
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+
+
+def no_room(error: OSError) -> LimitExceededError:
+    """What it means for a start that the kernel would not give a file: descriptors come back, a full disk stays."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return CapacityError(f"the node has no descriptors left for a job: {error.strerror}")
+    return NoSpaceError(f"no room for the files of a job: {error}")
 
 
 class Places:
@@ -31,6 +39,7 @@ class Places:
 
         Raises:
             NoSpaceError: the disk has no room for it.
+            CapacityError: no descriptor is left.
         """
         job = secrets.token_hex(8)
         directory = self._jobs / job
@@ -45,5 +54,5 @@ class Places:
                 os.close(os.open(directory / name, _FLAGS, 0o600))
         except OSError as error:
             self.drop(job)
-            raise NoSpaceError(f"no room for the files of a job: {error}") from error
+            raise no_room(error) from error
         return job

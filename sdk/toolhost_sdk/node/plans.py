@@ -11,7 +11,6 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from toolhost_sdk.errors import NoSpaceError
 from toolhost_sdk.node import clock, launch
 from toolhost_sdk.node.port import CommandSpec, JobRecord
 
@@ -47,7 +46,7 @@ def plan(
 
 
 def describe(directory: Path, record: JobRecord, spec: CommandSpec) -> None:
-    """Write the job's `spec` file, its deadline on the boot clock included. Raises NoSpaceError."""
+    """Write the job's `spec` file, its deadline on the boot clock included. Raises OSError."""
     described = {
         "argv": [os.fsdecode(arg) for arg in spec.argv],
         "env_names": sorted(spec.env),
@@ -64,7 +63,4 @@ def describe(directory: Path, record: JobRecord, spec: CommandSpec) -> None:
         "leftovers": spec.leftovers,
         "log_limit": spec.log_limit,
     }
-    try:
-        (directory / "spec").write_text(json.dumps(described), encoding="utf-8")
-    except OSError as error:
-        raise NoSpaceError(f"no room for the files of a job: {error}") from error
+    (directory / "spec").write_text(json.dumps(described), encoding="utf-8")

@@ -228,8 +228,14 @@ class Executor(ABC):
         """The job of *session* with this handle. Raises NotFoundError naming the live handles of the session."""
 
     @abstractmethod
-    async def jobs(self, *, session: str | None = None, live: bool = False) -> list[JobRecord]:
-        """Records, oldest first; only those not ended when *live*."""
+    async def jobs(
+        self, *, session: str | None = None, live: bool = False, limit: int | None = None
+    ) -> list[JobRecord]:
+        """Records, oldest first; only those not ended when *live*, only the newest when there are more than *limit*.
+
+        Raises:
+            UsageError: *limit* is not a whole number from 1.
+        """
 
     @abstractmethod
     async def open_hosted(self, session: str, *, label: str = "", timeout: float | None = None) -> JobRecord:

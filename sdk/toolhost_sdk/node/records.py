@@ -140,8 +140,8 @@ class Records:
         ).fetchone()
         return None if row is None else str(row[0])
 
-    def listed(self, *, session: str | None, live: bool) -> list[JobRecord]:
-        """Records with a log, oldest first."""
+    def listed(self, *, session: str | None, live: bool, limit: int | None = None) -> list[JobRecord]:
+        """Records with a log, oldest first; the newest *limit* of them."""
         where = "gone = 0"
         values: list[Any] = []
         if session is not None:
@@ -149,8 +149,11 @@ class Records:
             values.append(session)
         if live:
             where += " AND state NOT IN ('exited', 'killed', 'start_failed', 'lost')"
-        rows = self._db.execute(f"SELECT doc FROM jobs WHERE {where} ORDER BY number", values)
-        return [from_doc(json.loads(doc)) for (doc,) in rows]
+        rows = self._db.execute(
+            f"SELECT doc FROM jobs WHERE {where} ORDER BY number DESC LIMIT ?",
+            [*values, -1 if limit is None else limit],
+        ).fetchall()
+        return [from_doc(json.loads(doc)) for (doc,) in reversed(rows)]
 
     def unfinished(self) -> list[tuple[JobRecord, str]]:
         """Records not ended, with the id of the boot they belong to."""

@@ -21,7 +21,7 @@ from typing import IO, Any
 from toolhost_sdk.endpoints.channel import IncomingCall
 from toolhost_sdk.errors import NotFoundError, UsageError
 from toolhost_sdk.node import clock, records
-from toolhost_sdk.node.port import CommandSpec, OutputChunk
+from toolhost_sdk.node.port import CommandSpec, JobRecord, OutputChunk
 from toolhost_sdk.node.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ def _plain(found: Any) -> Any:
     """The port's values as plain data."""
     if isinstance(found, list):
         return [_plain(part) for part in found]
+    if isinstance(found, JobRecord):
+        return records.to_doc(found)
     return asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
 
 

@@ -21,10 +21,10 @@ from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolhost_sdk.errors import CapacityError, NoSpaceError
+from toolhost_sdk.errors import CapacityError, LimitExceededError
 from toolhost_sdk.node import procfs
 from toolhost_sdk.node.containment import Containment
-from toolhost_sdk.node.places import Places
+from toolhost_sdk.node.places import Places, no_room
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Init:
         self._refusals = -1
         self._loop = asyncio.get_running_loop()
         self.pid: int | None = None
+        self._started: int | None = None
         self.leader: int | None = None
         self.hello: asyncio.Future[bool] = self._loop.create_future()
         self.on_message: Callable[[dict[str, Any]], None] | None = None
@@ -65,22 +66,19 @@ class Init:
             if self.hello.done():
                 data = self._sock.recv(65536)
             else:
-                data, fds, _, _ = socket.recv_fds(self._sock, 65536, 2)
+                data, fds, _, _ = socket.recv_fds(self._sock, 65536, 2, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        if not data:
-            self.close()
-            self.ended = True
-            if not self.hello.done():
-                self.hello.set_result(False)
-            if self.on_end is not None:
-                self.on_end()
-            return
-        message = json.loads(data)
-        if message["t"] == "hello":
+        message = json.loads(data) if data else None
+        if message is None or (message["t"] == "hello" and len(fds) < 2):  # our table of descriptors is full
+            for fd in fds:
+                os.close(fd)
+            self._end()
+        elif message["t"] == "hello":
             self.pid, self.leader = message["pid"], message["leader"]
+            self._started = procfs.start_time(message["pid"])
             self._plans, self._refusals = socket.socket(fileno=fds[0]), fds[1]
             self.hello.set_result(True)
         elif self.on_message is not None:
@@ -88,6 +86,19 @@ class Init:
         else:  # somebody ended the leader before it had a plan
             self.close()
             self.ended = True
+
+    def _end(self) -> None:
+        self.close()
+        self.ended = True
+        if not self.hello.done():
+            self.hello.set_result(False)
+        if self.on_end is not None:
+            self.on_end()
+
+    def resume(self) -> None:
+        """Undo a stop. An init obeys only while it runs."""
+        if self.pid is not None and self._started is not None:
+            procfs.send_signal(self.pid, self._started, signal.SIGCONT)
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message. An init that is gone is reported by `on_end`, not here."""
@@ -165,7 +176,7 @@ class Spawner:
         return None if self._zygote is None else self._zygote.pid
 
     def open(self) -> None:
-        """Start the zygote. Also after its death."""
+        """Start the zygote. Also after its death. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
@@ -196,14 +207,17 @@ class Spawner:
         if not self._closing:
             log.error("the zygote ended; starting another")
             loop = asyncio.get_running_loop()
-            if loop.time() - self._opened > _SHORT_LIFE:
-                self.open()
-            else:
-                loop.call_later(_SHORT_LIFE, self._reopen)
+            lived = loop.time() - self._opened
+            loop.call_later(0 if lived > _SHORT_LIFE else _SHORT_LIFE, self._reopen)
 
     def _reopen(self) -> None:
-        if self._control is None and not self._closing:
+        if self._control is not None or self._closing:
+            return
+        try:
             self.open()
+        except OSError:
+            log.exception("no zygote could be started; trying again in %s s", _SHORT_LIFE)
+            asyncio.get_running_loop().call_later(_SHORT_LIFE, self._reopen)
 
     def _drop_control(self) -> None:
         if self._control is not None:
@@ -215,17 +229,21 @@ class Spawner:
         for init in [init for init in self._stock if init.ended]:
             self._stock.remove(init)
             self.discard(init)
-        with contextlib.suppress(NoSpaceError):  # the start that needs the room says so
+        with contextlib.suppress(LimitExceededError):  # the start that needs the room says so
             while len(self._stock) < self._wanted and self._control is not None:
                 self._stock.append(self._fork())
 
     def _fork(self) -> Init:
-        """Raises NoSpaceError when there is no room for another job's files."""
+        """Raises NoSpaceError or CapacityError when there is no room for another job's files."""
         assert self._control is not None
         job = self._places.make()
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._places.drop(job)
+            raise no_room(error) from error
         self._live[job] = None
         request = json.dumps({"group": self._containment.make_group(job)}).encode()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs, contextlib.suppress(OSError):  # a dead zygote: the end of our socket says so
             socket.send_fds(self._control, [request], [theirs.fileno()])
@@ -240,7 +258,7 @@ class Spawner:
             return
         try:
             job = self._places.make()
-        except NoSpaceError:
+        except LimitExceededError:
             init.close()
             return
         self._live[job] = None
@@ -258,7 +276,7 @@ class Spawner:
         """An init that waits for a plan.
 
         Raises:
-            CapacityError: the node cannot fork another process now.
+            CapacityError: the node cannot fork another process now, or no descriptor is left.
             NoSpaceError: no room for the job's files.
         """
         for _ in range(20):

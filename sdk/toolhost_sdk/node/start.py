@@ -17,6 +17,7 @@ import toolhost_sdk
 from toolhost_sdk.errors import StartupTimeoutError, UnavailableError
 from toolhost_sdk.node import environment
 
+_LEAST = 0.5  # seconds a started warden gets, however late it is
 _SOURCES = Path(toolhost_sdk.__file__).resolve().parents[1]
 
 
@@ -64,11 +65,16 @@ def ensure_warden(
     lock = os.open(home / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _lock(lock, until, home)
+        said = ""
         while not warden_answers(path):
+            if time.monotonic() > until:
+                raise StartupTimeoutError(f"no warden answered at {str(path)!r} within {timeout:g} s; {said}")
             named = {"home": home.resolve(), "socket": path.absolute(), "instance": instance, "ttl": ttl}
             named |= {"sweep-every": sweep_every, "retention": retention, "log-quota": log_quota}
             named |= {"cwd": cwd} if cwd else {}
-            _start([part for name, value in named.items() for part in (f"--{name}", str(value))], until)
+            said = _start(
+                [part for name, value in named.items() for part in (f"--{name}", str(value))], until
+            )
     finally:
         os.close(lock)
     return path
@@ -87,10 +93,8 @@ def _lock(fd: int, until: float, home: Path) -> None:
             time.sleep(0.02)
 
 
-def _start(arguments: list[str], until: float) -> None:
-    left = until - time.monotonic()
-    if left <= 0:
-        raise StartupTimeoutError("no warden answered in time")
+def _start(arguments: list[str], until: float) -> str:
+    """Start a warden. Returns what it said when another stands in its way, which may be on its way out."""
     launcher = subprocess.Popen(
         [sys.executable, "-m", "toolhost_sdk.node.warden", "--detach", *arguments],
         env={"PATH": environment.PATH, "LANG": "C.UTF-8", "PYTHONPATH": str(_SOURCES)},
@@ -102,17 +106,19 @@ def _start(arguments: list[str], until: float) -> None:
         cwd="/",
     )
     try:
-        said, _ = launcher.communicate(timeout=left)
+        output, _ = launcher.communicate(timeout=max(_LEAST, until - time.monotonic()))
     except subprocess.TimeoutExpired:
         launcher.kill()
         launcher.communicate()
-        raise StartupTimeoutError(f"no warden was ready within {left:.0f} s") from None
-    if launcher.returncode == 3 or b"another warden" in said:
-        time.sleep(0.1)  # the last one is on its way out: try until time is up
+        raise StartupTimeoutError(
+            "a warden was started and not ready in time; its log is in its home"
+        ) from None
+    said = output.decode("utf-8", "replace").strip()[-2000:]
+    if "another warden" in said:
+        time.sleep(0.1)  # try until time is up
     elif launcher.returncode != 0:
-        raise UnavailableError(
-            f"the warden could not start: {said.decode('utf-8', 'replace').strip()[-2000:]}"
-        )
+        raise UnavailableError(f"the warden could not start: {said}")
+    return said
 
 
 def wait_until_gone(home: Path, *, timeout: float = 5.0) -> bool:

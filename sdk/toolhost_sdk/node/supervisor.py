@@ -19,19 +19,13 @@ from typing import Any
 
 from typing_extensions import override
 
-from toolhost_sdk.errors import (
-    CapacityError,
-    ConflictError,
-    GoneError,
-    NoSpaceError,
-    NotFoundError,
-)
+from toolhost_sdk.errors import ConflictError, GoneError, NoSpaceError, NotFoundError
 from toolhost_sdk.node import checks, clock, logstore, plans, reading
 from toolhost_sdk.node.command import Command
 from toolhost_sdk.node.containment import Containment
 from toolhost_sdk.node.job import Hosted, Job
 from toolhost_sdk.node.leases import Leases
-from toolhost_sdk.node.places import Places
+from toolhost_sdk.node.places import Places, no_room
 from toolhost_sdk.node.port import (
     TERMINAL,
     Cause,
@@ -48,6 +42,7 @@ from toolhost_sdk.node.spawner import Init, Spawner
 log = logging.getLogger(__name__)
 
 READ_AT_MOST = 4 << 20
+LIST_AT_MOST = 1 << 30
 WAIT_AT_MOST = 3600.0
 
 
@@ -101,7 +96,7 @@ class Supervisor(Executor):
         """See the port.
 
         Args:
-            given: a descriptor that becomes stdin; it is closed in every case.
+            given: a descriptor whose file becomes stdin; it is closed in every case.
             nameless: the key was made for this one call, so a cancelled call leaves nobody who could name the job.
         """
         try:
@@ -117,16 +112,14 @@ class Supervisor(Executor):
             finally:
                 if key is not None and not (waiting := self._keys.pop(key)).done():
                     waiting.set_result(key)
-            given = None
         finally:
             if given is not None:
-                with contextlib.suppress(OSError):
-                    os.close(given)
+                os.close(given)
         try:
             while not job.launched.is_set():
                 await job.changed.wait(None)
         except asyncio.CancelledError:
-            if key is None or nameless:  # what nobody can name is cancelled
+            if key is None or nameless or spec.tied:  # what nobody can name is cancelled
                 job.spawn(job.terminate(grace=0, cause="cancelled"))
             raise
         return job.record()
@@ -158,26 +151,23 @@ class Supervisor(Executor):
             )
         init = await self._spawner.take()
         try:
-            job, plan = self._make(spec, key, init, given)
+            job = self._make(spec, key, init, given)
+        except OSError as error:
+            self._spawner.discard(init)
+            raise no_room(error) from error
         except BaseException:
             self._spawner.discard(init)
             raise
         self.live[job.base.id] = job
-        try:
-            job.launch(plan, self._null)
-        except OSError as error:
-            job.log.close()
-            self.stored.delete(job.base.id)
-            self._spawner.discard(init)
-            raise CapacityError(f"the node has no descriptors left for a job: {error}") from error
         self._watch_clocks(job)
-        if self._closing or (spec.lease is not None and not self.leases.runs(spec.lease)):
+        if self._closing:
+            job.spawn(job.terminate(grace=0, cause="server_stopped"))
+        elif spec.lease is not None and not self.leases.runs(spec.lease):
             job.spawn(job.terminate(grace=0, cause="lease_ended"))
         return job
 
-    def _make(
-        self, spec: CommandSpec, key: str | None, init: Init, given: int | None
-    ) -> tuple[Command, dict[str, Any]]:
+    def _make(self, spec: CommandSpec, key: str | None, init: Init, given: int | None) -> Command:
+        """A job that was sent off. Raises OSError or NoSpaceError, having left nothing but what *init* holds."""
         record = JobRecord(
             id=init.job,
             session=spec.session,
@@ -193,21 +183,21 @@ class Supervisor(Executor):
         )
         plans.describe(self.directory(record.id), record, spec)
         groups, refused = self.containment.prepare(record.id, spec)
-        try:
-            job = Command(
-                record, self.directory(record.id), spec=spec, init=init, end_tree=self.containment.end,
-                give_back=self._spawner.give_back,
-                save=self.save, given=given,
-            )  # fmt: skip
-        except OSError as error:
-            raise NoSpaceError(f"no room for the files of a job: {error}") from error
+        label = self.containment.label(record.id)
+        plan = plans.plan(record, spec, label=label, groups=groups, refused=refused)
+        job = Command(
+            record, self.directory(record.id), spec=spec, init=init, end_tree=self.containment.end,
+            give_back=self._spawner.give_back, save=self.save, given=given,
+        )  # fmt: skip
         try:
             job.base = self.stored.insert(record, key=key, lease=spec.lease, boot=clock.BOOT_ID)
+            job.launch(plan, self._null)
         except BaseException:
             job.log.close()
+            with contextlib.suppress(NoSpaceError):  # a sweep will call it lost
+                self.stored.delete(record.id)
             raise
-        label = self.containment.label(record.id)
-        return job, plans.plan(record, spec, label=label, groups=groups, refused=refused)
+        return job
 
     def _watch_clocks(self, job: Job) -> None:
         due = job.check_clocks()
@@ -299,8 +289,12 @@ class Supervisor(Executor):
         return await self.record(job)
 
     @override
-    async def jobs(self, *, session: str | None = None, live: bool = False) -> list[JobRecord]:
-        listed = self.stored.listed(session=session, live=live)
+    async def jobs(
+        self, *, session: str | None = None, live: bool = False, limit: int | None = None
+    ) -> list[JobRecord]:
+        if limit is not None:
+            checks.check_range("limit", limit, 1, LIST_AT_MOST)
+        listed = self.stored.listed(session=session, live=live, limit=limit)
         current = [
             job.record() if (job := self._live(record.id)) is not None else record for record in listed
         ]
@@ -378,17 +372,20 @@ class Supervisor(Executor):
     @override
     async def open_hosted(self, session: str, *, label: str = "", timeout: float | None = None) -> JobRecord:
         bound = clock.seconds(timeout, "timeout")
+        checks.check_session(session)
         record = JobRecord(
             id=self._places.make(), session=session, handle="", label=label, kind="hosted", state="starting",
             started_at=time.time(), timeout=bound,
         )  # fmt: skip
         try:
             job = Hosted(record, self.directory(record.id), timeout=bound, save=self.save)
-            job.base = self.stored.insert(record, key=None, lease=None, boot=clock.BOOT_ID)
         except OSError as error:
             self._places.drop(record.id)
-            raise NoSpaceError(f"no room for the files of a job: {error}") from error
-        except NoSpaceError:
+            raise no_room(error) from error
+        try:
+            job.base = self.stored.insert(record, key=None, lease=None, boot=clock.BOOT_ID)
+        except BaseException:
+            job.log.close()
             self._places.drop(record.id)
             raise
         self.live[record.id] = job

@@ -23,7 +23,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolhost_sdk.endpoints.unix_server import serve_unix
 from toolhost_sdk.node import init, procfs
@@ -95,7 +95,7 @@ def _detach(options: Options) -> int:
     if os.fork() == 0:
         os.close(read)
         os.setsid()
-        return run(options, write)
+        return run(options, os.fdopen(write, "wb", buffering=0))
     os.close(write)
     said = b""
     while data := os.read(read, 4096):
@@ -106,8 +106,12 @@ def _detach(options: Options) -> int:
     return 0 if said.endswith(READY) else 1
 
 
-def run(options: Options, ready: int | None) -> int:
-    """Serve until nobody holds the warden. Returns the exit code of the process."""
+def run(options: Options, ready: IO[bytes] | None) -> int:
+    """Serve until nobody holds the warden. Returns the exit code of the process.
+
+    Args:
+        ready: whoever waits for the start is told here how it went, once.
+    """
     os.umask(0o077)
     options.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     options.home.chmod(0o700)
@@ -121,13 +125,20 @@ def run(options: Options, ready: int | None) -> int:
     if ready is not None:
         _redirect(options.home)
     with lock:
-        procfs.set_name("th-warden")
-        _more_descriptors()
-        init.become_subreaper()
-        facts = {"socket": str(options.socket), "instance": options.instance, "pid": os.getpid()}
-        (options.home / "warden.json").write_text(json.dumps(facts), encoding="utf-8")
-        containment = Containment.probe(namespace_of(options.instance, options.home))
-        _run_loop(serve(options, containment, ready))
+        try:
+            procfs.set_name("th-warden")
+            _more_descriptors()
+            init.become_subreaper()
+            facts = {"socket": str(options.socket), "instance": options.instance, "pid": os.getpid()}
+            (options.home / "warden.json").write_text(json.dumps(facts), encoding="utf-8")
+            containment = Containment.probe(namespace_of(options.instance, options.home))
+            _run_loop(serve(options, containment, ready))
+        except (
+            Exception
+        ) as error:  # the boundary of the process: its standard error is a file nobody looks at
+            log.exception("the warden ended of a failure")
+            _say(ready, f"{error or repr(error)}\n".encode("utf-8", "backslashreplace"))
+            return 1
     return 0
 
 
@@ -140,12 +151,13 @@ def _run_loop(main: Any) -> None:
         uvloop.run(main)
 
 
-def _say(ready: int | None, words: bytes) -> None:
-    if ready is not None:
-        os.write(ready, words)
-        os.close(ready)
-    elif words != READY:
-        log.error("%s", words.decode().strip())
+def _say(ready: IO[bytes] | None, words: bytes) -> None:
+    if ready is None:
+        if words != READY:
+            log.error("%s", words.decode().strip())
+    elif not ready.closed:
+        ready.write(words)
+        ready.close()
 
 
 def _redirect(home: Path) -> None:
@@ -169,7 +181,7 @@ def _more_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def serve(options: Options, containment: Containment, ready: int | None) -> None:
+async def serve(options: Options, containment: Containment, ready: IO[bytes] | None) -> None:
     """Recover, serve, end everything."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

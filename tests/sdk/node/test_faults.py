@@ -14,7 +14,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.support.commands import joined, marker, processes_with, read_all, sh, wait_for_output
+from tests.support.commands import joined, marker, processes_with, read_all, sh, until, wait_for_output
 from tests.support.waiting import alive, eventually
 from tests.support.warden import Warden
 
@@ -260,6 +260,59 @@ async def test_a_warden_that_nobody_holds_ends_with_everything_it_holds(place: P
         await client.manifest()
     await client.aclose()
     eventually(lambda: not processes_with(mark), within=3, what="an empty tree")
+
+
+@pytest.mark.parametrize("victim", ["leader", "init"])
+async def test_what_dies_between_plan_and_exec_is_told_as_it_was(place: Path, victim: str) -> None:
+    """ZERO-2 ZERO-1: a leader that is held before its exec, and then it or its init is killed."""
+    with Warden.started(place) as warden:
+        leaders = warden.waiting_leaders()
+        for pid in leaders:
+            os.kill(pid, signal.SIGSTOP)
+        client, other = warden.client(), warden.client()
+        started: list[JobRecord] = []
+
+        async def start() -> None:
+            started.append(await client.start(sh("exit 5")))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(start)
+            [job] = await until(lambda: other.jobs(live=True), what="the job's record")
+            for pid in leaders:
+                os.kill(pid if victim == "leader" else warden.init_of(pid), signal.SIGKILL)
+        record = await other.wait(job.id, timeout=5)
+        for one in (client, other):
+            await one.aclose()
+
+    assert job.state == "starting" and started[0].id == job.id
+    expected = ("killed", None, 9, None) if victim == "leader" else ("lost", None, None, "supervisor_exited")
+    assert (record.state, record.exit_code, record.signal, record.reason) == expected
+
+
+async def test_a_tied_start_whose_connection_closes_before_its_answer_is_ended(place: Path) -> None:
+    """SURV-R1: also one that a key names, for its caller was never told."""
+    mark = marker()
+    with Warden.started(place) as warden:
+        leaders = warden.waiting_leaders()
+        for pid in leaders:
+            os.kill(pid, signal.SIGSTOP)
+        client, other = warden.client(), warden.client()
+
+        async def start() -> None:
+            with pytest.raises(UnavailableError):
+                await client.start(sh(f"sleep {mark}", tied=True), key="named")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(start)
+            [job] = await until(lambda: other.jobs(live=True), what="the job's record")
+            await client.aclose()
+        for pid in leaders:
+            if alive(pid):
+                os.kill(pid, signal.SIGCONT)
+        record = await other.wait(job.id, timeout=5)
+        await other.aclose()
+
+    assert (record.state, record.cause) == ("killed", "cancelled") and processes_with(mark) == []
 
 
 async def test_a_host_that_dies_loses_its_hosted_and_its_tied_jobs_only(place: Path) -> None:

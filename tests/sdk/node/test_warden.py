@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import stat
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -22,7 +24,17 @@ from tests.support.commands import joined, marker, processes_with, read_all, run
 from tests.support.waiting import alive, eventually
 from tests.support.warden import Warden
 
-from toolhost_sdk.errors import GoneError, NoSpaceError, NotFoundError, UnavailableError
+from toolhost_sdk.endpoints.channel import IncomingCall
+from toolhost_sdk.endpoints.unix_client import UnixChannel
+from toolhost_sdk.endpoints.unix_server import serve_unix
+from toolhost_sdk.errors import (
+    CapacityError,
+    GoneError,
+    NoSpaceError,
+    NotFoundError,
+    StartupTimeoutError,
+    UnavailableError,
+)
 from toolhost_sdk.node import procfs
 from toolhost_sdk.node.client import WardenClient
 from toolhost_sdk.node.port import CommandSpec
@@ -30,6 +42,10 @@ from toolhost_sdk.node.start import ensure_warden
 
 pytestmark = pytest.mark.anyio
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+START = (
+    "import sys; from pathlib import Path; from toolhost_sdk.node.start import ensure_warden;"
+    "ensure_warden(Path(sys.argv[1])/'home', Path(sys.argv[1])/'run', 'test', ttl=60)"
+)
 CANARY = "canary-b7e151628aed2a6a"
 
 
@@ -100,14 +116,20 @@ def test_a_warden_that_cannot_start_says_why(place: Path) -> None:
         ensure_warden(place / "home", place / "run", "test", timeout=10)
 
 
+def test_a_socket_that_cannot_be_made_is_named_by_who_wanted_the_warden(place: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"too long.*107 bytes"):
+        ensure_warden(place / "home", place / ("r" * 120), "test", timeout=10)
+
+
+def test_a_warden_at_another_socket_is_named(place: Path) -> None:
+    with Warden.started(place), pytest.raises(StartupTimeoutError, match=r"another warden holds .*home"):
+        ensure_warden(place / "home", place / "elsewhere", "test", timeout=1)
+
+
 def test_no_variable_of_the_host_reaches_warden_zygote_init_or_command(place: Path) -> None:
     """CMD-R3: a canary in the environment of whoever starts the warden."""
-    script = (
-        "import sys; from pathlib import Path; from toolhost_sdk.node.start import ensure_warden;"
-        "ensure_warden(Path(sys.argv[1])/'home', Path(sys.argv[1])/'run', 'test', ttl=60)"
-    )
     env = {**os.environ, "RAY_ADDRESS": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY, "HOME": f"/{CANARY}"}
-    subprocess.run([sys.executable, "-c", script, str(place)], env=env, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", START, str(place)], env=env, check=True, timeout=30)
 
     async def look(warden: Warden) -> tuple[bytes, list[str], list[str]]:
         client = warden.client()
@@ -276,13 +298,14 @@ async def test_many_jobs_leave_no_descriptor_process_or_cgroup(client: WardenCli
     """ZERO-1 ZERO-5"""
     await run(client, sh("true"))
     manifest = await client.manifest()
+    shared.waiting_leaders()  # those hold descriptors too
     descriptors = shared.descriptors()
 
     async with anyio.create_task_group() as group:
         for _ in range(60):
             group.start_soon(run, client, sh("echo $$; cat", stdin=b"x" * 100_000, state_file=True))
 
-    assert shared.descriptors() <= descriptors + 2
+    eventually(lambda: shared.descriptors() <= descriptors + 2, what="no descriptor left open")
     eventually(lambda: len(procfs.descendants(shared.zygote())) <= 2 * 3, what="only inits in stock")
     if manifest["cgroup_root"] is not None:
         parent = Path(manifest["cgroup_root"]) / f"toolhost-{manifest['namespace']}.{manifest['generation']}"
@@ -360,6 +383,48 @@ async def test_a_full_disk_stops_starts_but_neither_jobs_nor_their_endings(place
             await client.aclose()
     finally:
         await anyio.run_process(["umount", "-l", str(disk)])
+
+
+async def test_a_full_table_of_descriptors_refuses_starts_and_does_no_lasting_harm(place: Path) -> None:
+    """SURV-R3 ZERO-2: whatever was about to be opened when the last one went."""
+    few = ["sh", "-c", 'ulimit -n 80; exec "$0" "$@"', sys.executable, "-c", START, str(place)]
+    await anyio.run_process(few)
+    warden = Warden.start(place)
+    client = warden.client()
+    running = []
+    with pytest.raises(CapacityError, match="descriptors"):
+        while len(running) < 40:
+            running.append(await client.start(sh("sleep 60")))
+    for _ in range(20):
+        with pytest.raises(CapacityError, match=r"descriptors|fork"):
+            await client.start(sh("sleep 60"))
+    os.kill(warden.zygote(), signal.SIGKILL)
+    for job in running:
+        assert (await client.terminate(job.id, grace=0)).signal == 9
+
+    again = await run(client, sh("exit 3"))
+    live = await client.jobs(live=True)
+    await client.aclose()
+    warden.stop()
+
+    assert (again.record.state, again.record.exit_code, live) == ("exited", 3, [])
+
+
+async def test_a_cancelled_start_gives_its_caller_nothing_but_the_cancellation(tmp_path: Path) -> None:
+    """SURV-R1: also when the warden cannot be asked to end what may have started."""
+
+    async def unwilling(call: IncomingCall) -> Any:
+        if call.method == "start":
+            await anyio.sleep_forever()
+        raise UnavailableError("on its way out")
+
+    async with serve_unix(unwilling, tmp_path / "s.sock"):
+        client = WardenClient(UnixChannel(tmp_path / "s.sock"))
+        with anyio.move_on_after(0.1) as scope:
+            await client.start(sh("true"))
+        await client.aclose()
+
+    assert scope.cancelled_caught
 
 
 async def test_a_cancelled_start_that_nobody_can_name_leaves_nothing(

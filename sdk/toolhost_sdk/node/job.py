@@ -78,6 +78,7 @@ class Job(ABC):
         self.counts: dict[Stream, int] = {"stdout": 0, "stderr": 0, "tty": 0, "unknown": 0}
         self.ended: JobRecord | None = None
         self.grace = 2.0
+        self.timer: asyncio.TimerHandle | None = None  # of whoever looks at the clocks
         self._save = save
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -151,6 +152,8 @@ class Job(ABC):
         """Make *final* durable, then visible. The first call wins."""
         endings.move(self.state, final.state)
         self.log.close()
+        if self.timer is not None:
+            self.timer.cancel()  # it would keep all of the job for seconds
         try:
             await _durable(self.directory, final)
         except OSError:

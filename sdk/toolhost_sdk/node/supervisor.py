@@ -204,7 +204,7 @@ class Supervisor(Executor):
         if due is not None:
             # Short timers only: the boot clock runs on in suspend, the loop's clock does not.
             delay = min(max(0.0, due - clock.now()) + 0.001, 10.0)
-            asyncio.get_running_loop().call_later(delay, self._watch_clocks, job)
+            job.timer = asyncio.get_running_loop().call_later(delay, self._watch_clocks, job)
 
     def save(self, record: JobRecord) -> None:
         try:

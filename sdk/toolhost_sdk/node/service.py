@@ -15,12 +15,14 @@ import os
 import secrets
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from typing import IO, Any
 
 from toolhost_sdk.endpoints.channel import IncomingCall
 from toolhost_sdk.errors import NotFoundError, UsageError
 from toolhost_sdk.node import clock, records
+from toolhost_sdk.node.places import no_room
 from toolhost_sdk.node.port import CommandSpec, JobRecord, OutputChunk
 from toolhost_sdk.node.supervisor import Supervisor
 
@@ -133,7 +135,6 @@ class Service:
                 )
             file, _ = self._spools.pop(token)
             with file:
-                file.flush()
                 file.seek(0)
                 given = os.dup(file.fileno())
         try:
@@ -158,11 +159,20 @@ class Service:
         """Keep a piece of a command's stdin until its start. Pieces of one token follow each other."""
         if token is None:
             token = secrets.token_hex(16)
-            self._spools[token] = (tempfile.TemporaryFile(dir=self._supervisor.home), clock.now())  # noqa: SIM115 - lives on
+            try:
+                self._spools[token] = (tempfile.TemporaryFile(dir=self._supervisor.home), clock.now())  # noqa: SIM115 - lives on
+            except OSError as error:
+                raise no_room(error) from error
         if token not in self._spools:
             raise NotFoundError(f"stdin {token!r} was not begun, or more than {_SPOOL_LIVES:.0f} s ago")
-        file, _ = self._spools[token]
-        file.write(data)
+        file, _ = self._spools.pop(token)
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            with suppress(OSError):  # it tries once more to write what did not fit
+                file.close()
+            raise no_room(error) from error
         self._spools[token] = (file, clock.now())
         return token
 

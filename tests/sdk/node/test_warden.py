@@ -364,6 +364,8 @@ async def test_a_full_disk_stops_starts_but_neither_jobs_nor_their_endings(place
     try:
         with Warden.started(disk) as warden:
             client = warden.client()
+            with pytest.raises(NoSpaceError):
+                await client.start(CommandSpec(argv=["cat"], stdin=b"x" * 4_000_000))
             job = await client.start(sh("read line; head -c 4000000 /dev/zero; exit 9", stdin="pipe"))
             await client.write_stdin(job.id, b"\n")
             record = await client.wait(job.id, timeout=20)

@@ -132,7 +132,11 @@ class Rig:
         await self._stack.enter_async_context(serve_unix(self._control, self.home.control_socket))
         arguments = ["--control-socket", str(self.home.control_socket), "--home", str(self.home.root)]
         self._ingress = IngressProcess(
-            self.home, listener, [*arguments, "--url", self.url, *self._options], self._seen.reset
+            self.home,
+            listener,
+            [*arguments, "--url", self.url, *self._options],
+            on_death=self._seen.reset,
+            on_restart=lambda _: None,
         )
         self._stack.push_async_callback(self._ingress.aclose)
         await self._ingress.start()

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.ray
 
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
 # Where tokens belong. Everything else must hold none.
-STORES = {"operator.token", "ray.token", "keys"}
+STORES = {"operator.token", "serve.token", "ray.token", "keys"}
 FAMOUS = ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "TOOLHOST_TOKEN"]
 
 

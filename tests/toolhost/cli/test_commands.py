@@ -250,3 +250,19 @@ def test_code_of_the_users_is_not_sent_to_another_machine(tmp_path: Path) -> Non
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: 'greeter:Greeter' is code")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("call s t --timeout 0", "0 seconds is no time to wait"),
+        ("call s t --timeout -1", "not from 0"),
+        ("drain s --timeout nan", "nan is not from 0"),
+        ("stop s --grace inf", "inf is not from 0"),
+        ("config codex --token-env A-B", "'A-B' is no name of an environment variable"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_refused_in_words(line: str, words: str, capsys: Capture) -> None:
+    code = run(line.split())
+
+    assert (code, words in capsys.readouterr().err) == (2, True)

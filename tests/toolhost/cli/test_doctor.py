@@ -54,3 +54,19 @@ def test_doctor_reports_this_machine_as_json_and_leaves_nothing(tmp_path: Path) 
     assert (done.returncode, report["ray"]) == (0, "ok")
     assert report["process trees"] in ("ok", "limited")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_believes_in_no_host_that_does_not_answer(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "TOOLHOST_HOME": str(tmp_path / "home"),
+        "TOOLHOST_URL": "http://127.0.0.1:1",
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-m", "toolhost.cli.app", "doctor", "--json"],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    host = next(check for check in json.loads(done.stdout)["checks"] if check["name"] == "host")
+    assert (host["state"], "nothing listens" in host["says"]) == ("limited", True)

@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 from tests.support.waiting import eventually
 
+from toolhost.hosting.home import Home
+
 TOOLHOST = [sys.executable, "-m", "toolhost.cli.app"]
 
 
@@ -283,6 +285,25 @@ def test_after_everything_was_killed_a_sweep_leaves_nothing_and_the_home_serves_
 
     assert json.loads(found.stdout)["state"] == "failed", found
     assert "lost" in found.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_a_host_that_was_killed_serves_again_at_its_port_at_once(terminal: Terminal) -> None:
+    """LIFE-R4: the ingress that it left, itself a replacement, does not hold the port."""
+    host_file = Home(terminal.home).read_host_file
+    with terminal.serving() as (host, facts):
+        first = host_file().ingress_pid
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: host_file().ingress_pid != first, what="another ingress")
+        os.kill(host.pid, signal.SIGKILL)
+        host.wait(timeout=20)
+
+    port = facts["url"].rpartition(":")[2]
+    with terminal.serving("--port", port) as (_, again):
+        called = terminal.run("call", "bash", "run_command", "--arg", "command=echo up")
+
+    assert (again["url"], again["token"], called.returncode) == (facts["url"], facts["token"], 0), called
 
 
 @pytest.mark.ray

@@ -74,7 +74,11 @@ def config(
     ] = None,
     token_env: Annotated[
         str | None,
-        typer.Option("--token-env", help="Refer to this variable instead of minting a token into the text."),
+        typer.Option(
+            "--token-env",
+            callback=options.variable,
+            help="Refer to this variable instead of minting a token into the text.",
+        ),
     ] = None,
     home: options.Home = None,
 ) -> None:

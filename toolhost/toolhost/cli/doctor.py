@@ -12,13 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from toolhost.cli.client import chosen_settings, find_host
+from toolhost.cli.client import HostClient, NotRunningError, chosen_settings, find_host
 from toolhost.settings import Settings
-from toolhost_sdk.errors import UnavailableError
+from toolhost_sdk.errors import ToolhostError, UnavailableError
 from toolhost_sdk.node.containment import Containment
 
 State = Literal["ok", "limited", "fails"]
 _LEAST_FREE = 1 << 30
+_PATIENCE = 3.0  # seconds for a running host to say so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +100,9 @@ def node_checks(manifest: Mapping[str, Any]) -> Iterator[Check]:
     yield Check(
         name="isolation",
         state="limited",
-        says="none yet: commands run as this user, with its files, keys and network, and can read the memory and "
-        "environment of its other processes (/proc/PID/environ), the host's too; they inherit none of it. Run the "
-        "host as a user, or in a container, that may lose what it has",
+        says="none yet: commands run as this user, with its files, keys and network, and can read the environment of "
+        "its other processes (/proc/PID/environ), the host's too; they inherit none of it. Run the host as a user, or "
+        "in a container, that may lose what it has",
     )
 
 
@@ -158,6 +159,12 @@ def _disk(root: Path) -> Check:
 def _host(settings: Settings) -> Check:
     try:
         address = find_host(settings)
+    except NotRunningError as error:  # it was killed
+        return Check(name="host", state="limited", says=str(error))
     except UnavailableError:
         return Check(name="host", state="ok", says="none runs in this home; start one with: toolhost serve")
+    try:
+        HostClient(address, timeout=_PATIENCE).get("/status")
+    except ToolhostError as error:
+        return Check(name="host", state="limited", says=str(error))
     return Check(name="host", state="ok", says=f"runs at {address.url}")

@@ -67,7 +67,9 @@ def spawn(
 
 def stop(
     name: options.ServerName,
-    grace: Annotated[float, typer.Option("--grace", help="Seconds between SIGTERM and SIGKILL.")] = 5.0,
+    grace: Annotated[
+        float, typer.Option("--grace", callback=options.seconds, help="Seconds between SIGTERM and SIGKILL.")
+    ] = 5.0,
     home: options.Home = None,
     json: options.Json = False,
 ) -> None:
@@ -85,7 +87,9 @@ def stop(
 
 def drain(
     name: options.ServerName,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for running calls.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", callback=options.seconds, help="Seconds to wait for running calls.")
+    ] = 60.0,
     home: options.Home = None,
     json: options.Json = False,
 ) -> None:
@@ -108,7 +112,10 @@ def call(
     tool: Annotated[str, typer.Argument(metavar="TOOL", help="The function's name.")],
     *,
     arg: options.Arguments = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the result.")] = 900.0,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", callback=options.waiting_seconds, help="Seconds to wait for the result."),
+    ] = 900.0,
     home: options.Home = None,
     json: options.Json = False,
 ) -> None:

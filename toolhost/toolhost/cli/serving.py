@@ -132,7 +132,7 @@ def _spawn_defaults(host: ToolHost, work_dir: Path) -> list[str]:
 def _announce(host: ToolHost, names: list[str], work_dir: Path, *, as_json: bool) -> None:
     token, expires_at = host.serve_token(names, ttl=_TOKEN_DAYS * 86400.0) if names else (None, 0.0)
     url = reachable_url(host.url)
-    lasts = in_words(expires_at - time.time())
+    lasts = in_words(expires_at - time.time() + 60.0)  # a month is 30 days, not 29 and something
     access = [ServerAccess(name=name, url=server_url(url, name), token=token) for name in names]
     claude = claude_commands(access)
     if as_json:

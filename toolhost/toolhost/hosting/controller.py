@@ -21,7 +21,6 @@ from toolhost.hosting.control import ControlService
 from toolhost.hosting.home import Home, HostFile
 from toolhost.hosting.ingress_process import IngressProcess, not_serving
 from toolhost.hosting.launcher import Launcher
-from toolhost.hosting.orphans import end_previous_ingress
 from toolhost.hosting.routes import RouteRegistry
 from toolhost.hosting.service import HostConfig
 from toolhost.hosting.specs import SpecStore
@@ -75,7 +74,6 @@ async def running_controller(
     started_at = time.time()
     address, port = listener.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
-    await end_previous_ingress(home)
     async with AsyncExitStack() as stack:
         warden = WardenLease(home, ttl=options.lease_ttl)
         await stack.enter_async_context(warden)
@@ -113,8 +111,25 @@ async def running_controller(
         )
         stack.push_async_callback(control.aclose)
         await stack.enter_async_context(serve_unix(control.dispatch, home.control_socket))
+
+        def write_host_file(ingress_pid: int) -> None:
+            home.write_host_file(
+                HostFile(
+                    url=url,
+                    pid=os.getpid(),
+                    ingress_pid=ingress_pid,
+                    instance=home.instance,
+                    control_socket=str(home.control_socket),
+                    started_at=started_at,
+                )
+            )
+
         ingress = IngressProcess(
-            home, listener, _ingress_arguments(home, options, url), control.ingress_seen.reset
+            home,
+            listener,
+            _ingress_arguments(home, options, url),
+            on_death=control.ingress_seen.reset,
+            on_restart=write_host_file,
         )
         stack.push_async_callback(ingress.aclose)
         await ingress.start()
@@ -123,16 +138,7 @@ async def running_controller(
                 await control.ingress_seen.reach(routes.revision)
         except TimeoutError:
             raise not_serving(home, _INGRESS_START) from None
-        home.write_host_file(
-            HostFile(
-                url=url,
-                pid=os.getpid(),
-                ingress_pid=ingress.pid or 0,
-                instance=home.instance,
-                control_socket=str(home.control_socket),
-                started_at=started_at,
-            )
-        )
+        write_host_file(ingress.pid or 0)
         tokens.ensure_operator_token()
         await supervisor.restore()
         yield controller

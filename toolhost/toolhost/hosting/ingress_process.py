@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from toolhost.hosting.home import Home
-from toolhost_sdk.errors import ConflictError, StartupTimeoutError, UsageError
+from toolhost_sdk.errors import ConflictError, StartupTimeoutError, ToolhostError, UsageError
 
 logger = logging.getLogger(__name__)
 _BACKLOG = 1024
+_RELAUNCH_SECONDS = 1.0
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -52,15 +53,23 @@ class IngressProcess:
     Args:
         arguments: command line of `python -m toolhost.ingress` beside `--listen-fd`.
         on_death: called when it died by itself, before the restart.
+        on_restart: called with the new one's pid.
     """
 
     def __init__(
-        self, home: Home, listener: socket.socket, arguments: Sequence[str], on_death: Callable[[], None]
+        self,
+        home: Home,
+        listener: socket.socket,
+        arguments: Sequence[str],
+        *,
+        on_death: Callable[[], None],
+        on_restart: Callable[[int], None],
     ) -> None:
         self._home = home
         self._listener = listener
         self._arguments = list(arguments)
         self._on_death = on_death
+        self._on_restart = on_restart
         self._process: asyncio.subprocess.Process | None = None
         self._supervision: asyncio.Task[None] | None = None
 
@@ -76,6 +85,7 @@ class IngressProcess:
         """SIGTERM, *timeout* seconds, SIGKILL."""
         if self._supervision is not None:
             self._supervision.cancel()
+            await asyncio.wait({self._supervision})  # it may be about to launch one
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -88,13 +98,13 @@ class IngressProcess:
             process.kill()
             await process.wait()
 
-    async def _launch(self) -> None:
+    async def _launch(self) -> int:
         descriptor = self._listener.fileno()
         log = os.open(
             self._home.logs_dir / "ingress.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            self._process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "toolhost.ingress",
@@ -111,6 +121,7 @@ class IngressProcess:
             )
         finally:
             os.close(log)
+        return process.pid
 
     async def _supervise(self) -> None:
         backoff = 0.02
@@ -123,7 +134,20 @@ class IngressProcess:
             lived = asyncio.get_running_loop().time() - started
             backoff = 0.02 if lived > 5 else min(backoff * 2, 5.0)
             await asyncio.sleep(backoff)
-            await self._launch()
+            await self._relaunch()
+
+    async def _relaunch(self) -> None:
+        """A machine that is out of descriptors, processes or disk now may not be in a moment."""
+        while True:
+            try:
+                self._on_restart(await self._launch())
+            except (OSError, ToolhostError) as error:
+                logger.error("cannot start an ingress: %s", error)
+                if self._process is not None and self._process.returncode is None:
+                    return  # it runs, though nobody could be told its pid
+                await asyncio.sleep(_RELAUNCH_SECONDS)
+            else:
+                return
 
 
 def log_tail(path: Path, lines: int = 15) -> str:

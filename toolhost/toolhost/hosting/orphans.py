@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import signal
@@ -12,8 +11,8 @@ from toolhost.hosting.home import Home
 from toolhost_sdk.errors import UnavailableError
 
 
-async def end_previous_ingress(home: Home, *, timeout: float = 5.0) -> None:
-    """Called with the home's lock held, so no living controller owns what is found here.
+def end_previous_ingress(home: Home, *, timeout: float = 5.0) -> None:
+    """Called with the home's lock held, so no living controller owns what is found here; before a port is bound.
 
     A pid alone proves nothing (they are reused): the process is ended by a descriptor, and only if its command
     line names this home's control socket.
@@ -27,7 +26,7 @@ async def end_previous_ingress(home: Home, *, timeout: float = 5.0) -> None:
         if not _is_ours(pid, home):
             return
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        await asyncio.to_thread(select.select, [descriptor], [], [], timeout)
+        select.select([descriptor], [], [], timeout)
     except ProcessLookupError:
         pass
     finally:

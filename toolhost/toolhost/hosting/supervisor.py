@@ -337,9 +337,11 @@ class Supervisor:
             return await host.launched.channel.request(
                 "host", verb, payload, header=CallHeader(timeout=timeout)
             )
-        except (ToolhostError, TimeoutError) as error:
-            logger.warning("tool host %s did not do %r: %s", host.launched.host_id, verb, error)
-            return None
+        except (UnavailableError, TimeoutError) as error:
+            logger.info("tool host %s did not answer %r: %s", host.launched.host_id, verb, error)
+        except ToolhostError as error:
+            logger.warning("tool host %s failed at %r: %s", host.launched.host_id, verb, error)
+        return None
 
     async def _end_commands(self, name: str, grace: float) -> None:
         """End every job of a server that is gone, whoever started it."""

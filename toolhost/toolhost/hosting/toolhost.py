@@ -23,6 +23,7 @@ from toolhost.hosting.controller import Controller, Options, running_controller
 from toolhost.hosting.handle import ENDPOINT_TTL, ToolHandle
 from toolhost.hosting.home import Home
 from toolhost.hosting.ingress_process import bind
+from toolhost.hosting.orphans import end_previous_ingress
 from toolhost.hosting.runtime_ray import namespace, ray_running
 from toolhost.settings import Settings
 from toolhost.tools.server import ToolSpec
@@ -91,6 +92,7 @@ class ToolHost:
         with ExitStack() as stack:
             self._home.prepare()
             stack.enter_context(self._home.locked())
+            end_previous_ingress(self._home)
             listener = stack.enter_context(bind(self._options.host, self._port))
             ray_address = stack.enter_context(
                 ray_running(self._home, address=self._address, num_cpus=self._num_cpus)

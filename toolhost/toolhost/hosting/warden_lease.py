@@ -76,4 +76,4 @@ class WardenLease:
 
 def start_warden(home: Home, *, ttl: float = 60.0) -> str:
     """The socket of this home's warden on this node, started when missing. Blocking."""
-    return str(ensure_warden(home.warden_dir, home.runtime_dir, home.instance, ttl=ttl))
+    return str(ensure_warden(home.warden_dir, home.runtime_dir, home.instance, ttl=ttl, hide=home.root))

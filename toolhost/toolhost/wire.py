@@ -19,7 +19,7 @@ Endpoints and methods:
         <server> / resources/read       {"uri", ...}     -> {"contents": [...]}
         <server> / prompts/get          {"name", "arguments", ...} -> {"description", "messages": [...]}
         <server> / completion/complete  {"ref", "argument", "context"} -> {"values", "total", "has_more"}
-        host / load | unload | drain | definition        (called by the controller only)
+        host / load | unload | drain | running | alive   (called by the controller only)
 
 `tools/call` frames beside the last: accepted, progress, log, ask, handle, changed, detach. An `ask` frame is
 one round of questions: `{"questions": {key: {"kind": "elicitation" | "sampling" | "roots", "params": {...}}},

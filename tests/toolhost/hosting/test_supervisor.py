@@ -50,6 +50,16 @@ class BadAtClosing(Echo):
         raise RuntimeError("the connection was gone already")
 
 
+class Waits(ToolServer):
+    @tool
+    async def wait(self) -> str:
+        """Wait for the test."""
+        gate = GATES["wait"] = asyncio.Event()
+        STARTED.append("wait")
+        await gate.wait()
+        return ""
+
+
 class Slow(ToolServer):
     def __init__(self) -> None:
         threading.Event().wait(1.0)
@@ -145,7 +155,7 @@ async def test_a_host_that_dies_while_a_server_loads_fails_that_spawn_and_restar
             await loading
         await until(lambda: rig.supervisor.status("old").state == "ready")
         assert rig.supervisor.status("old").restarts == 1
-        assert [status.name for status in rig.supervisor.statuses()] == ["old"]
+        assert [status.name for status in await rig.supervisor.statuses()] == ["old"]
 
 
 async def test_a_failed_server_stays_failed_when_its_host_dies(tmp_path: Path) -> None:
@@ -169,7 +179,7 @@ async def test_a_server_that_fails_to_close_is_stopped_all_the_same(tmp_path: Pa
         await rig.supervisor.spawn(request("bad", BadAtClosing.bind()))
 
         assert await rig.supervisor.stop("bad")
-        assert (rig.launcher.hosts, rig.supervisor.statuses()) == ({}, [])
+        assert (rig.launcher.hosts, await rig.supervisor.statuses()) == ({}, [])
 
 
 async def test_a_detached_server_that_does_not_come_back_is_listed_and_kept(tmp_path: Path) -> None:
@@ -179,7 +189,7 @@ async def test_a_detached_server_that_does_not_come_back_is_listed_and_kept(tmp_
             spec = Gated.bind(name) if name == "broken" else Echo.bind()
             rig.specs.save(request(name, spec, detached=True, start_timeout=0.3))
         await rig.supervisor.restore()
-        states = {status.name: (status.state, status.error) for status in rig.supervisor.statuses()}
+        states = {status.name: (status.state, status.error) for status in await rig.supervisor.statuses()}
 
         assert states["fine"] == ("ready", None)
         assert states["broken"][0] == "failed"
@@ -241,3 +251,19 @@ async def test_a_server_that_refuses_to_start_says_why(tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             rig.supervisor.status("chosen")
         assert rig.launcher.hosts == {}
+
+
+async def test_statuses_count_the_calls_that_run(tmp_path: Path) -> None:
+    """LIFE-R5"""
+    async with supervising(tmp_path / "h") as rig:
+        await rig.supervisor.spawn(request("busy", Waits.bind()))
+        host = next(iter(rig.supervisor._hosts.values()))
+        payload = {"name": "wait", "arguments": {}}
+        call = asyncio.ensure_future(host.launched.channel.request("busy", "tools/call", payload))
+        await until(lambda: STARTED[-1] == "wait")
+        counted = [status.running_calls for status in await rig.supervisor.statuses()]
+        GATES["wait"].set()
+        await call
+
+        assert counted == [1]
+        assert [status.running_calls for status in await rig.supervisor.statuses()] == [0]

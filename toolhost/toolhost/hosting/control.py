@@ -30,7 +30,7 @@ class ControlService:
         *,
         routes: RouteRegistry,
         supervisor: Supervisor,
-        status: Callable[[], HostStatus],
+        status: Callable[[], Awaitable[HostStatus]],
         tokens: Callable[[str, dict[str, Any]], Awaitable[Any]],
         shutdown: Callable[[], None],
     ) -> None:
@@ -112,7 +112,7 @@ class ControlService:
 
     async def _list(self, call: IncomingCall) -> list[dict[str, Any]]:
         del call
-        return [status.model_dump(mode="json") for status in self._supervisor.statuses()]
+        return [status.model_dump(mode="json") for status in await self._supervisor.statuses()]
 
     async def _log(self, call: IncomingCall) -> dict[str, Any]:
         name = call.payload["name"]
@@ -121,7 +121,7 @@ class ControlService:
 
     async def _host_status(self, call: IncomingCall) -> dict[str, Any]:
         del call
-        return self._status().model_dump(mode="json")
+        return (await self._status()).model_dump(mode="json")
 
     async def _host_shutdown(self, call: IncomingCall) -> None:
         del call

@@ -93,10 +93,9 @@ async def running_controller(
         tokens = TokenService(home)
         stack.callback(tokens.close)
         controller = Controller(home, supervisor, tokens, url)
-        control = ControlService(
-            routes=routes,
-            supervisor=supervisor,
-            status=lambda: HostStatus(
+
+        async def status() -> HostStatus:
+            return HostStatus(
                 url=url,
                 pid=os.getpid(),
                 version=version("toolhost-platform"),
@@ -104,8 +103,13 @@ async def running_controller(
                 node_id=launcher.node_id,
                 ray_address=ray_address,
                 started_at=started_at,
-                servers=supervisor.statuses(),
-            ),
+                servers=await supervisor.statuses(),
+            )
+
+        control = ControlService(
+            routes=routes,
+            supervisor=supervisor,
+            status=status,
             tokens=tokens.dispatch,
             shutdown=controller.shutdown_requested.set,
         )

@@ -54,6 +54,7 @@ class ToolHostService:
             "unload": self._unload,
             "drain": self._drain,
             "alive": self._alive,
+            "running": self._running,
         }
 
     async def dispatch(self, call: IncomingCall) -> Any:
@@ -131,6 +132,10 @@ class ToolHostService:
         runtime = self._servers.get(call.payload["name"])
         drained = runtime is None or await runtime.drain(float(call.payload["timeout"]))
         return {"drained": drained}
+
+    async def _running(self, call: IncomingCall) -> dict[str, int]:
+        del call
+        return {name: runtime.running_calls for name, runtime in self._servers.items()}
 
     async def _alive(self, call: IncomingCall) -> None:
         """Never returns: its end tells the controller that this process died."""

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 RESTART_WINDOW = 300.0  # seconds over which `max_restarts` counts
 _FIRST_BACKOFF = 0.05
 _LONGEST_BACKOFF = 5.0
+_COUNT_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -165,8 +166,17 @@ class Supervisor:
             error=server.error,
         )
 
-    def statuses(self) -> list[ServerStatus]:
-        return [self.status(name) for name in self._servers]
+    async def statuses(self) -> list[ServerStatus]:
+        """Every server, with the calls that run in it as its host counts them."""
+        hosts = list(self._hosts.values())
+        counts = await asyncio.gather(
+            *(self._tell(host, "running", {}, timeout=_COUNT_SECONDS) for host in hosts)
+        )
+        running = {name: calls for count in counts for name, calls in (count or {}).items()}
+        return [
+            self.status(name).model_copy(update={"running_calls": running.get(name, 0)})
+            for name in self._servers
+        ]
 
     def log(self, name: str, tail: int) -> str:
         """The last *tail* lines of a server's log. Raises NotFoundError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.support import raw
+from tests.support.serving import serving
 
 from toolhost import ToolHost
 from toolhost.tools.bash import BashTool
@@ -247,3 +249,31 @@ def test_a_command_that_cannot_run_as_its_user_does_not_run_at_all(
 
     assert not canary.exists(), said
     assert "user" in said
+
+
+def test_a_read_only_shell_does_not_see_what_leads_to_one_that_writes(tmp_path: Path) -> None:
+    """SEC-A5, SEC-R6: neither the sockets of the host nor its tokens, which its own user could use."""
+    with (
+        tempfile.TemporaryDirectory(dir=Path.home(), prefix="th-") as place,
+        serving(Path(place) / "h", "--port", "0", work_dir=tmp_path) as host,
+    ):
+        home = host.home.root
+        before = sorted(path.name for path in home.iterdir())
+        spawn = [sys.executable, "-m", "toolhost.cli.app", "spawn", "bash", "--name", "ro"]
+        subprocess.run(
+            [*spawn, "--arg", "read_only:=true"],
+            env={"PATH": os.environ["PATH"], "HOME": place, "TOOLHOST_HOME": str(home)},
+            check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+        token = host.home.operator_token_file.read_text()
+        seen = {
+            what: raw.text_of(raw.call(host.url, name, "run_command", {"command": f"ls -A {path}"}, token=token))
+            for what, name, path in [
+                ("home", "ro", home), ("sockets", "ro", host.home.runtime_dir), ("openly", "bash", home),
+            ]
+        }  # fmt: skip
+
+    assert "operator.token" in before
+    assert seen["home"].startswith("[exit 0, no output")
+    assert "sock" not in seen["sockets"]
+    assert "operator.token" in seen["openly"]

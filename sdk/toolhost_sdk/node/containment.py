@@ -78,10 +78,10 @@ class Containment:
         """Every directory of this generation, in any hierarchy."""
         return [f"{parent}/{self.name}" for parent in (self.root, self.pids_v1) if parent is not None]
 
-    @property
-    def ranks(self) -> str:
-        """As records show it."""
-        return "cgroup+subreaper" if self.root is not None else "subreaper"
+    def ranks(self, job: str) -> str:
+        """How *job* is held, as its record shows it: a cgroup the kernel refused to make is not claimed."""
+        made = self.group is not None and Path(self.group, job).is_dir()
+        return "cgroup+subreaper" if made else "subreaper"
 
     def label(self, job: str) -> str:
         return f"{self.namespace}/{job}"

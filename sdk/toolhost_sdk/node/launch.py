@@ -167,7 +167,7 @@ def _become(plan: dict[str, Any]) -> None:
     cwd = plan["cwd"]
     if plan["read_only"]:
         try:
-            readonly.enter(cwd, other_user=os.geteuid() == 0 and who.uid != 0)
+            readonly.enter(cwd, hidden=plan["hidden"], other_user=os.geteuid() == 0 and who.uid != 0)
         except OSError as error:
             raise StartFailed(
                 "isolation", f"read_only is not possible on this node: {error.strerror} ({error.filename})"

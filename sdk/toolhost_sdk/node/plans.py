@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,19 @@ NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)  # before the warden raises 
 
 
 def plan(
-    record: JobRecord, spec: CommandSpec, *, label: str, groups: list[str], refused: str | None
+    record: JobRecord,
+    spec: CommandSpec,
+    *,
+    label: str,
+    groups: list[str],
+    refused: str | None,
+    hidden: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """What `launch.run` gets.
 
     Args:
         groups: cgroups the leader has to enter.
+        hidden: directories that a read-only view does not show.
         refused: why the node cannot hold what the specification asks, if so; the launcher says it and exits.
     """
     argv = [os.fsencode(arg) for arg in spec.argv]
@@ -39,6 +47,7 @@ def plan(
         "user": spec.user,
         "label": label,
         "read_only": spec.read_only,
+        "hidden": [str(path) for path in hidden],
         "nofile": list(NOFILE),
         "cgroups": groups,
         "refuse": refuse,

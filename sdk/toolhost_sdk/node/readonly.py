@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Sequence
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
@@ -62,10 +63,11 @@ def _own_namespaces() -> None:
     _write("/proc/self/gid_map", f"{gid} {gid} 1")
 
 
-def enter(cwd: str, *, other_user: bool = False) -> None:
+def enter(cwd: str, *, hidden: Sequence[str] = (), other_user: bool = False) -> None:
     """Make this process's view of the file system read-only, keeping *cwd* visible when it lies in a fresh mount.
 
     Args:
+        hidden: directories whose content is out of sight: the sockets and tokens in them lead to what can write.
         other_user: this is root, and it will become somebody else.
 
     Raises:
@@ -88,6 +90,9 @@ def enter(cwd: str, *, other_user: bool = False) -> None:
     for path in _FRESH:
         if os.path.isdir(path):
             _mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777,size=256m")
+    for path in hidden:
+        if os.path.isdir(path):
+            _mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0700,size=64k")
     real = os.path.realpath(cwd)
     if kept >= 0 and any(real.startswith(f"{path}/") for path in _FRESH):
         os.makedirs(real, exist_ok=True)

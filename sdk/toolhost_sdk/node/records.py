@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS leases (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, ttl REAL NOT NULL, expires REAL NOT NULL, latest REAL,
     boot TEXT NOT NULL, holds INTEGER NOT NULL, max_life REAL);
 """
+_UNFINISHED = f"state NOT IN ({', '.join(repr(state) for state in sorted(TERMINAL))})"
 _NAMES = tuple(part.name for part in fields(JobRecord))
 _FIELDS = frozenset(_NAMES)
 
@@ -148,7 +149,7 @@ class Records:
             where += " AND session = ?"
             values.append(session)
         if live:
-            where += " AND state NOT IN ('exited', 'killed', 'start_failed', 'lost')"
+            where += f" AND {_UNFINISHED}"
         rows = self._db.execute(
             f"SELECT doc FROM jobs WHERE {where} ORDER BY number DESC LIMIT ?",
             [*values, -1 if limit is None else limit],
@@ -157,9 +158,7 @@ class Records:
 
     def unfinished(self) -> list[tuple[JobRecord, str]]:
         """Records not ended, with the id of the boot they belong to."""
-        rows = self._db.execute(
-            "SELECT doc, boot FROM jobs WHERE state NOT IN ('exited', 'killed', 'start_failed', 'lost')"
-        )
+        rows = self._db.execute(f"SELECT doc, boot FROM jobs WHERE {_UNFINISHED}")
         return [(from_doc(json.loads(doc)), boot) for doc, boot in rows]
 
     def ended_before(self, wall: float) -> list[str]:

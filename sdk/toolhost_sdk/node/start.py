@@ -42,6 +42,7 @@ def ensure_warden(
     retention: float = 86400.0,
     log_quota: int = 16 << 30,
     cwd: str | None = None,
+    hide: Path | None = None,
     timeout: float = 20.0,
 ) -> Path:
     """The socket of the warden of *home*, started if none answers. Blocking: call it in a worker thread.
@@ -51,6 +52,7 @@ def ensure_warden(
         runtime_dir: for the socket; short, 0700.
         instance: the label of everything it starts.
         ttl: seconds the warden lives until somebody holds it (`WardenClient.hold`).
+        hide: a directory that read-only commands do not see, beside *home* and *runtime_dir*.
 
     Raises:
         StartupTimeoutError: none answered within *timeout*.
@@ -72,6 +74,7 @@ def ensure_warden(
             named = {"home": home.resolve(), "socket": path.absolute(), "instance": instance, "ttl": ttl}
             named |= {"sweep-every": sweep_every, "retention": retention, "log-quota": log_quota}
             named |= {"cwd": cwd} if cwd else {}
+            named |= {"hide": hide} if hide else {}
             said = _start(
                 [part for name, value in named.items() for part in (f"--{name}", str(value))], until
             )

@@ -12,7 +12,7 @@ import logging
 import os
 import pwd
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,15 @@ class Supervisor(Executor):
         cwd: where commands start that name no directory.
         retention: seconds a log is kept after its job's end.
         quota: bytes all logs may hold before starts are refused.
+        hidden: directories that read-only commands do not see.
     """
 
     def __init__(
         self, home: Path, records: Records, containment: Containment, *, cwd: str,
-        retention: float = 86400.0, quota: int = 16 << 30,
+        retention: float = 86400.0, quota: int = 16 << 30, hidden: Sequence[Path] = (),
     ) -> None:  # fmt: skip
         self.home = home
+        self.hidden = hidden
         self.stored = records
         self.containment = containment
         self.live: dict[str, Job | None] = {}  # None while it is being made
@@ -179,12 +181,12 @@ class Supervisor(Executor):
             user=spec.user or self._user,
             cwd=spec.cwd or self._cwd,
             timeout=spec.timeout,
-            containment=self.containment.ranks,
+            containment=self.containment.ranks(init.job),
         )
         plans.describe(self.directory(record.id), record, spec)
         groups, refused = self.containment.prepare(record.id, spec)
         label = self.containment.label(record.id)
-        plan = plans.plan(record, spec, label=label, groups=groups, refused=refused)
+        plan = plans.plan(record, spec, label=label, groups=groups, refused=refused, hidden=self.hidden)
         job = Command(
             record, self.directory(record.id), spec=spec, init=init, end_tree=self.containment.end,
             give_back=self._spawner.give_back, save=self.save, given=given,

@@ -47,6 +47,7 @@ class Options:
     sweep_every: float
     retention: float
     log_quota: int
+    hide: list[Path]
     cwd: str
     detach: bool
 
@@ -66,6 +67,13 @@ def parse(arguments: list[str] | None) -> Options:
         "--retention", type=float, default=86400.0, help="seconds a log is kept after its job's end"
     )
     parser.add_argument("--log-quota", type=int, default=16 << 30)
+    parser.add_argument(
+        "--hide",
+        type=Path,
+        action="append",
+        default=[],
+        help="a directory that read-only commands do not see",
+    )
     parser.add_argument("--cwd", default=None, help="where commands start that name no directory")
     parser.add_argument("--detach", action="store_true", help="fork, and say `ready` when it answers")
     values = vars(parser.parse_args(arguments))
@@ -192,7 +200,7 @@ async def serve(options: Options, containment: Containment, ready: IO[bytes] | N
         log.warning("ended what an earlier life left: %s", thing)
     supervisor = Supervisor(
         options.home, stored, containment, cwd=options.cwd, retention=options.retention,
-        quota=options.log_quota,
+        quota=options.log_quota, hidden=[options.home, options.socket.parent, *options.hide],
     )  # fmt: skip
     supervisor.open()
     supervisor.leases.open("start", ttl=options.ttl, max_life=options.ttl, holds=True)

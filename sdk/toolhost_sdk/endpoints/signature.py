@@ -97,7 +97,9 @@ def inspect_function(
         fields[f"p{index}"] = (
             annotation,
             # A description of None would hide one that the annotation has.
-            Field(default, alias=parameter.name, **_only_if_known(description=documented.get(parameter.name))),
+            Field(
+                default, alias=parameter.name, **_only_if_known(description=documented.get(parameter.name))
+            ),
         )
     returns = hints.get("return", signature.empty)
     try:

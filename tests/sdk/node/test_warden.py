@@ -251,6 +251,25 @@ async def test_the_record_names_how_its_tree_was_held(client: WardenClient) -> N
     assert "subreaper" in manifest["containment"]
 
 
+async def test_a_cgroup_that_could_not_be_made_is_not_claimed(place: Path) -> None:
+    """TREE-R1: the kernel takes no more of them, and commands are held by the subreaper alone."""
+    with Warden.started(place) as warden:
+        client = warden.client()
+        manifest = await client.manifest()
+        if manifest["cgroup_root"] is None:
+            pytest.skip("this node gives no cgroups")
+        warden.waiting_leaders()
+        group = Path(manifest["cgroup_root"], f"toolhost-{manifest['namespace']}.{manifest['generation']}")
+        (group / "cgroup.max.descendants").write_text("0")
+
+        ran = [await run(client, sh("grep ^0: /proc/self/cgroup")) for _ in range(4)]
+        await client.aclose()
+
+    held = [(group.name.encode() in one.stdout, "cgroup" in one.record.containment) for one in ran]
+    assert held[0] == (True, True) and held[-1] == (False, False)
+    assert all(really == said for really, said in held)
+
+
 async def test_secrets_of_the_environment_are_not_kept_with_the_job(
     client: WardenClient, shared: Warden
 ) -> None:

@@ -231,3 +231,40 @@ async def test_a_completion_runs_off_the_loop(tmp_path: Path) -> None:
         assert values["values"] == ["red"]
         assert isinstance(server.server, Completes)
         assert threading.get_ident() not in server.server.threads
+
+
+class Loose(ToolServer):
+    @tool
+    def nothing(self) -> dict[str, int]:
+        """Return None in spite of the type."""
+        return None  # type: ignore[return-value]  # the point of it
+
+    @tool
+    def hole(self) -> list[int]:
+        """Return a None inside."""
+        return [1, None]  # type: ignore[list-item]  # the point of it
+
+    @tool
+    def no_number(self) -> float:
+        """Return what JSON has no word for."""
+        return float("nan")
+
+    @tool
+    def maybe(self) -> int | None:
+        """Return None as the type says."""
+        return None
+
+
+@pytest.mark.parametrize("name", ["nothing", "hole", "no_number"])
+async def test_a_result_that_breaks_its_schema_is_the_servers_fault_and_never_sent(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DEF-R6"""
+    async with LocalServer(Loose.bind(), name="loose", state_dir=tmp_path) as server:
+        outcome = await server.call(name)
+        allowed = await server.call("maybe")
+
+    assert "structured" not in outcome
+    assert outcome["meta"]["toolhost/error"]["code"] == "internal"
+    assert name in caplog.text
+    assert allowed["structured"] == {"result": None}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, create_model
 
 from toolhost.tools.content import (
@@ -46,6 +47,7 @@ class ToolFunction:
     verbatim: bool  # a hand-written schema: arguments are passed on as sent
     result: TypeAdapter[Any] | None  # None: not structured
     wrapped: bool  # the structured result is {"result": value}
+    promised: Draft202012Validator | None  # of the output schema, which clients check results against
 
     @classmethod
     def read(cls, fn: Callable[..., Any], options: ToolOptions) -> ToolFunction:
@@ -65,6 +67,7 @@ class ToolFunction:
             verbatim=options.input_schema is not None,
             result=result,
             wrapped=wrapped,
+            promised=None if schema is None else Draft202012Validator(schema),
             definition=ToolDefinition(
                 name=name,
                 title=options.title,
@@ -94,16 +97,26 @@ class ToolFunction:
         return self.render(value)
 
     def render(self, value: Any) -> ToolOutcome:
-        """The outcome that *value* stands for."""
+        """The outcome that *value* stands for. Raises TypeError or ValueError for one that its type does not allow."""
         if self.signature.returns is ToolOutcome:
             outcome: ToolOutcome = value
             return outcome
         if self.result is not None:
             plain = self.result.dump_python(value, mode="json", by_alias=True, warnings="error")
             structured = {"result": plain} if self.wrapped else plain
-            text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+            self._check_promise(structured)
+            text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
             return {"content": [{"type": "text", "text": text}], "structured": structured}
         return {"content": [to_block(item) for item in _contents(value)]}
+
+    def _check_promise(self, structured: Any) -> None:
+        # pydantic lets None and missing keys pass when it dumps.
+        assert self.promised is not None
+        wrong = next(self.promised.iter_errors(structured), None)
+        if wrong is not None:
+            raise TypeError(
+                f"{self.definition.name!r} returned what its type does not allow: {wrong.message:.300}"
+            )
 
 
 def _signature(fn: Callable[..., Any], name: str, *, verbatim: bool) -> Signature:

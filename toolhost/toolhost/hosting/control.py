@@ -117,7 +117,8 @@ class ControlService:
     async def _log(self, call: IncomingCall) -> dict[str, Any]:
         name = call.payload["name"]
         self._routes.get(name)
-        return {"text": self._supervisor.log(name, int(call.payload.get("tail", 200)))}
+        tail = int(call.payload.get("tail", 200))
+        return {"text": await asyncio.to_thread(self._supervisor.log, name, tail)}
 
     async def _host_status(self, call: IncomingCall) -> dict[str, Any]:
         del call

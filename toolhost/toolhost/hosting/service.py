@@ -28,6 +28,7 @@ from toolhost_sdk.node.port import Executor
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_OPEN_LOGS = 32
 _current_server: contextvars.ContextVar[str | None] = contextvars.ContextVar("toolhost_server", default=None)
 
 
@@ -172,6 +173,8 @@ class ServerLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         name = _current_server.get() or f"host-{self._host_id}"
         if name not in self._files:
+            if len(self._files) >= _OPEN_LOGS:  # names come and go; descriptors are few
+                self._files.pop(next(iter(self._files))).close()
             handler = logging.FileHandler(self._dir / f"{name}.log", delay=True)
             handler.setFormatter(self.formatter)
             self._files[name] = handler

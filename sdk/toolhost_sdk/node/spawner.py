@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _INLINE = 60 << 10
 _HELLO_WITHIN = 10.0
+_TAKEN_WITHIN = 15.0  # no further init is tried after this
 _REFILL_AFTER = 0.02  # a job that ends sooner gives its init back, which is cheaper than a new one
 _USES = 200
 _SHORT_LIFE = 0.5  # seconds; a zygote that ends sooner is not replaced at once, lest we start them in a loop
@@ -279,14 +280,18 @@ class Spawner:
             CapacityError: the node cannot fork another process now, or no descriptor is left.
             NoSpaceError: no room for the job's files.
         """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _TAKEN_WITHIN
         for _ in range(20):
+            if loop.time() > until:
+                break
             if not self._stock and self._control is not None:
                 self._stock.append(self._fork())
             if not self._stock:
                 await asyncio.sleep(0.05)
                 continue
             init = self._stock.pop(0)
-            asyncio.get_running_loop().call_later(_REFILL_AFTER, self._refill)
+            loop.call_later(_REFILL_AFTER, self._refill)
             alive = False
             try:
                 async with asyncio.timeout(_HELLO_WITHIN):

@@ -30,6 +30,7 @@ from toolhost_sdk.node import cgroups, launch, procfs
 MESSAGE_LIMIT = 128 << 10  # a SEQPACKET message must fit the socket's buffer; larger plans travel as a file
 STUCK_AFTER = 1.0
 _PR_SET_CHILD_SUBREAPER = 36
+_ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}  # less those of the C library
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -143,11 +144,16 @@ class Init:
         where it will say why it could not start."""
         read, write = os.pipe2(os.O_CLOEXEC)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = cgroups.fork_into(self._group)
-        if pid == 0:
-            ours.close()
-            os.close(read)
-            _wait_for_plan(theirs, write)
+        # Blocked, not ignored as they are here: a TERM that comes before the child is ready must wait for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+        try:
+            pid = cgroups.fork_into(self._group)
+            if pid == 0:
+                ours.close()
+                os.close(read)
+                _wait_for_plan(theirs, write)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.close(write)
         theirs.close()
         os.set_blocking(read, False)

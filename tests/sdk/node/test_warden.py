@@ -20,7 +20,17 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.support.commands import joined, marker, processes_with, read_all, run, sh, until, wait_for_output
+from tests.support.commands import (
+    Ran,
+    joined,
+    marker,
+    processes_with,
+    read_all,
+    run,
+    sh,
+    until,
+    wait_for_output,
+)
 from tests.support.waiting import alive, eventually
 from tests.support.warden import Warden
 
@@ -251,15 +261,45 @@ async def test_the_record_names_how_its_tree_was_held(client: WardenClient) -> N
     assert "subreaper" in manifest["containment"]
 
 
+def _generation(manifest: dict[str, Any]) -> Path:
+    """The cgroup above those of the jobs."""
+    if manifest["cgroup_root"] is None:
+        pytest.skip("this node gives no cgroups")
+    return Path(manifest["cgroup_root"], f"toolhost-{manifest['namespace']}.{manifest['generation']}")
+
+
+async def test_a_command_that_was_ended_before_its_first_instruction_never_runs(place: Path) -> None:
+    """TREE-R5 TIME-R3: a frozen cgroup holds what is forked into it before it can ready itself for signals."""
+    with Warden.started(place) as warden:
+        client = warden.client()
+        frozen = _generation(await client.manifest()) / "cgroup.freeze"
+        warden.waiting_leaders()  # these are ready
+        ran: list[Ran] = []
+
+        async def start() -> None:
+            ran.append(await run(client, sh("echo ran; sleep 60", timeout=0.1, grace=2.0)))
+
+        async def caught() -> bool:
+            return [job.state for job in await client.jobs(live=True)] == ["killing"] * 2
+
+        frozen.write_text("1")
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(start)
+            await until(caught)
+            frozen.write_text("0")
+        await client.aclose()
+
+    assert [(one.record.signal, one.record.timed_out, one.stdout) for one in ran] == [(15, True, b"")] * 4
+
+
 async def test_a_cgroup_that_could_not_be_made_is_not_claimed(place: Path) -> None:
     """TREE-R1: the kernel takes no more of them, and commands are held by the subreaper alone."""
     with Warden.started(place) as warden:
         client = warden.client()
         manifest = await client.manifest()
-        if manifest["cgroup_root"] is None:
-            pytest.skip("this node gives no cgroups")
         warden.waiting_leaders()
-        group = Path(manifest["cgroup_root"], f"toolhost-{manifest['namespace']}.{manifest['generation']}")
+        group = _generation(manifest)
         (group / "cgroup.max.descendants").write_text("0")
 
         ran = [await run(client, sh("grep ^0: /proc/self/cgroup")) for _ in range(4)]

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from toolhost.hosting.home import Home, write_private
@@ -104,6 +105,22 @@ def _initialized(home: Home, *, address: str | None, num_cpus: int | None) -> It
     temp_dir = home.runtime_dir / "r"
     shutil.rmtree(temp_dir, ignore_errors=True)  # of a host that was killed; the locks say nobody uses it
     try:
+        _connect(home, address=address, num_cpus=num_cpus, temp_dir=temp_dir)
+        # `log_to_driver=False` does not silence what raylets say of dead workers; we report those deaths ourselves.
+        ray._private.worker._worker_logs_enabled = False
+        yield
+    finally:
+        ray._private.worker._worker_logs_enabled = True
+        with _signals_kept():
+            ray.shutdown()  # also of one whose start failed or was interrupted half-way
+        if address is None:
+            shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _connect(home: Home, *, address: str | None, num_cpus: int | None, temp_dir: Path) -> None:
+    import ray
+
+    try:
         with _signals_kept():
             if address is not None:
                 ray.init(
@@ -126,16 +143,6 @@ def _initialized(home: Home, *, address: str | None, num_cpus: int | None) -> It
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         what = f"the cluster at {address!r} does not answer" if address else "Ray did not start"
         raise UnavailableError(f"{what}: {str(error).splitlines()[0]}") from None
-    # `log_to_driver=False` does not silence what raylets say of dead workers; we report those deaths ourselves.
-    ray._private.worker._worker_logs_enabled = False
-    try:
-        yield
-    finally:
-        ray._private.worker._worker_logs_enabled = True
-        with _signals_kept():
-            ray.shutdown()
-        if address is None:
-            shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 def namespace(home: Home) -> str:

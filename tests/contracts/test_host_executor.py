@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.contracts import executor_contract as contract
+from tests.support.waiting import eventually
 from tests.support.warden import Warden
 
 from toolhost_sdk.node.client import WardenClient
@@ -18,23 +19,22 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(scope="module")
 def warden() -> Iterator[Warden]:
     with tempfile.TemporaryDirectory(prefix="th-") as place, Warden.started(Path(place)) as running:
+        running.waiting_leaders()  # what is in stock holds descriptors too, three each
+        descriptors = running.descriptors()
         yield running
+        # One descriptor left open by each job would be hundreds by now; the stock alone goes up and down.
+        eventually(lambda: running.descriptors() <= descriptors + 8, what="no descriptor left open")
 
 
 @pytest.fixture
 async def executor(warden: Warden) -> AsyncIterator[WardenClient]:
     client = warden.client()
     before = await client.manifest()
-    warden.waiting_leaders()  # what is in stock holds descriptors too
-    descriptors = warden.descriptors()
     yield client
     for job in await client.jobs(live=True):
         await client.terminate(job.id, grace=0)
     await client.aclose()
-    warden.waiting_leaders()
-    assert before["pid"] == warden.pid and warden.descriptors() <= descriptors + 2, (
-        "descriptors were left open"
-    )
+    assert before["pid"] == warden.pid
 
 
 class TestEndings(contract.Endings):

@@ -148,8 +148,8 @@ class SpawnRequest(_Wire):
     placement: dict[str, Any] = Field(default_factory=dict)
     isolation: Literal["shared", "process"] = "shared"
     detached: bool = True
-    start_timeout: float = 30.0
-    max_restarts: int = 3
+    start_timeout: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    max_restarts: int = Field(default=3, ge=0)
     prefix: bool = False
     anonymous: bool = False
 

@@ -148,6 +148,19 @@ def test_a_placement_that_no_node_can_offer_fails_at_once_with_the_nearest_offer
     }
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("start_timeout", 0), ("max_restarts", -1), ("isolation", "vm"), ("replicas", 2)]
+)
+def test_an_option_that_spawn_does_not_have_is_named_and_nothing_starts(
+    host: ToolHost, option: str, value: object
+) -> None:
+    """LIFE-R1"""
+    with pytest.raises(UsageError, match=f"option '{option}'.*the options are expose, placement"):
+        host.spawn(Echo.bind(), name="odd", **{option: value})  # type: ignore[arg-type]  # the case under test
+
+    assert "odd" not in [server.name for server in host.servers()]
+
+
 def test_runtime_env_is_no_placement(host: ToolHost) -> None:
     """RAY-8: callers cannot set it."""
     with pytest.raises(UsageError, match="'runtime_env'"):

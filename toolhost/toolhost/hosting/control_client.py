@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
+
+from pydantic import ValidationError
 
 from toolhost.hosting.home import Home
 from toolhost.tools.pickling import dump_spec
@@ -16,6 +18,31 @@ from toolhost_sdk.errors import NotFoundError, UsageError
 _CANNOT_IMPORT = "cannot be imported in the tool host"
 
 
+class SpawnOptions(TypedDict, total=False):
+    """How a server is run, beside its spec and its name.
+
+    Keys:
+        expose: functions to offer; default all.
+        placement: Ray's `resources`, `num_cpus`, `num_gpus`, `memory`, `scheduling_strategy`, `label_selector`.
+            Servers of equal placement share a process.
+        isolation: `"process"` gives the server one of its own; default `"shared"`.
+        detached: outlive this process, and come back when the host is started again; default False.
+        start_timeout: seconds until it must answer; default 30.
+        max_restarts: deaths within five minutes after which it is `failed`; default 3.
+        prefix: name functions `{name}_{function}`, as the seed did; default False.
+        anonymous: serve without a token. For test configurations only; default False.
+    """
+
+    expose: Sequence[str] | None
+    placement: Mapping[str, Any] | None
+    isolation: Literal["shared", "process"]
+    detached: bool
+    start_timeout: float
+    max_restarts: int
+    prefix: bool
+    anonymous: bool
+
+
 class ControlClient:
     """Async. One connection, opened by its first call; what it spawned without `detached` lives as long as it."""
 
@@ -23,37 +50,13 @@ class ControlClient:
         self._home = home
         self._channel = UnixChannel(str(home.control_socket))
 
-    async def spawn(
-        self,
-        spec: ToolSpec,
-        *,
-        name: str,
-        expose: Sequence[str] | None = None,
-        placement: Mapping[str, Any] | None = None,
-        isolation: Literal["shared", "process"] = "shared",
-        detached: bool = False,
-        start_timeout: float = 30.0,
-        max_restarts: int = 3,
-        prefix: bool = False,
-        anonymous: bool = False,
-    ) -> ServerStatus:
+    async def spawn(self, spec: ToolSpec, *, name: str, **options: Unpack[SpawnOptions]) -> ServerStatus:
         """See `toolhost.spawn`."""
         if not isinstance(spec, ToolSpec):
             raise UsageError(
                 f"spawn takes what `bind` returns, not {type(spec).__name__!r}: use {_hint(spec)}"
             )
-        request = SpawnRequest(
-            name=check_server_name(name),
-            spec=dump_spec(spec),
-            expose=None if expose is None else list(expose),
-            placement=dict(placement or {}),
-            isolation=isolation,
-            detached=detached,
-            start_timeout=start_timeout,
-            max_restarts=max_restarts,
-            prefix=prefix,
-            anonymous=anonymous,
-        )
+        request = _request_of(spec, check_server_name(name), options)
         try:
             return await self._spawn(request)
         except NotFoundError as error:
@@ -104,6 +107,27 @@ class ControlClient:
 
     async def _request(self, method: str, payload: Any = None, *, timeout: float = 10.0) -> Any:
         return await self._channel.request("control", method, payload, header=CallHeader(timeout=timeout))
+
+
+def _request_of(spec: ToolSpec, name: str, options: SpawnOptions) -> SpawnRequest:
+    expose, placement = options.get("expose"), options.get("placement")
+    given: dict[str, Any] = {
+        "name": name,
+        "spec": dump_spec(spec),
+        "detached": False,
+        **options,
+        "expose": None if expose is None else list(expose),
+        "placement": dict(placement or {}),
+    }
+    try:
+        return SpawnRequest.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        option = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"option {option!r} of spawning {name!r}: {first['msg'].lower()}; "
+            f"the options are {', '.join(SpawnOptions.__annotations__)}"
+        ) from None
 
 
 def _hint(spec: object) -> str:

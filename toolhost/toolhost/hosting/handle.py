@@ -6,13 +6,12 @@ Whatever blocks has an awaitable twin: `handle.stop()` and `await handle.stop.ai
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Final, Self, Unpack
 
-from toolhost.hosting.control_client import ControlClient
+from toolhost.hosting.control_client import ControlClient, SpawnOptions
 from toolhost.hosting.endpoint import ToolEndpoint
 from toolhost.hosting.home import Home
 from toolhost.settings import Settings
@@ -100,47 +99,19 @@ class ToolHandle:
 
 
 @blocking
-async def spawn(
-    spec: ToolSpec,
-    *,
-    name: str,
-    expose: Sequence[str] | None = None,
-    placement: Mapping[str, Any] | None = None,
-    isolation: Literal["shared", "process"] = "shared",
-    detached: bool = False,
-    start_timeout: float = 30.0,
-    max_restarts: int = 3,
-    prefix: bool = False,
-) -> ToolHandle:
+async def spawn(spec: ToolSpec, *, name: str, **options: Unpack[SpawnOptions]) -> ToolHandle:
     """Run a server in the host of this user's home (`$TOOLHOST_HOME`); returns when it answers.
 
     Args:
-        expose: functions to offer; default all.
-        placement: Ray's `resources`, `num_cpus`, `num_gpus`, `memory`, `scheduling_strategy`, `label_selector`.
-            Servers of equal placement share a process.
-        isolation: `"process"` gives the server one of its own.
-        detached: outlive this process, and come back when the host is started again.
-        start_timeout: seconds until it must answer.
-        max_restarts: deaths within five minutes after which it is `failed`.
-        prefix: name functions `{name}_{function}`, as the seed did.
+        options: see `SpawnOptions`.
 
     Raises:
         UnavailableError: no host runs. ConflictError: the name is taken. PlacementError: no node offers it.
-        UsageError: a bad name, selection or spec. StartupTimeoutError: nothing is left behind.
+        UsageError: a bad name, option or spec. StartupTimeoutError: nothing is left behind.
     """
     home = _home()
     url = home.read_host_file().url
-    await _client(home.root).spawn(
-        spec,
-        name=name,
-        expose=expose,
-        placement=placement,
-        isolation=isolation,
-        detached=detached,
-        start_timeout=start_timeout,
-        max_restarts=max_restarts,
-        prefix=prefix,
-    )
+    await _client(home.root).spawn(spec, name=name, **options)
     return ToolHandle(name, home.root, url)
 
 

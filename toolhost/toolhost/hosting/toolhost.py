@@ -11,14 +11,14 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self, Unpack
 
 from toolhost.client_config import ServerAccess, mcp_json, server_url
-from toolhost.hosting.control_client import ControlClient
+from toolhost.hosting.control_client import ControlClient, SpawnOptions
 from toolhost.hosting.controller import Controller, Options, running_controller
 from toolhost.hosting.handle import ENDPOINT_TTL, ToolHandle
 from toolhost.hosting.home import Home
@@ -165,33 +165,9 @@ class ToolHost:
         return await self._control().servers()
 
     @blocking_method
-    async def spawn(
-        self,
-        spec: ToolSpec,
-        *,
-        name: str,
-        expose: Sequence[str] | None = None,
-        placement: Mapping[str, Any] | None = None,
-        isolation: Literal["shared", "process"] = "shared",
-        detached: bool = False,
-        start_timeout: float = 30.0,
-        max_restarts: int = 3,
-        prefix: bool = False,
-        anonymous: bool = False,
-    ) -> ToolHandle:
+    async def spawn(self, spec: ToolSpec, *, name: str, **options: Unpack[SpawnOptions]) -> ToolHandle:
         """Run a server; returns when it answers. See `toolhost.spawn`."""
-        status = await self._control().spawn(
-            spec,
-            name=name,
-            expose=expose,
-            placement=placement,
-            isolation=isolation,
-            detached=detached,
-            start_timeout=start_timeout,
-            max_restarts=max_restarts,
-            prefix=prefix,
-            anonymous=anonymous,
-        )
+        status = await self._control().spawn(spec, name=name, **options)
         return ToolHandle(status.name, self._home.root, self.url)
 
     @blocking_method

@@ -228,6 +228,10 @@ def test_a_host_that_was_killed_is_not_asked(tmp_path: Path, capsys: Capture) ->
         (["call", "bash"], "Missing argument 'TOOL'."),
         (["lisst"], "No such command 'lisst'. Did you mean 'list'?"),
         (["stop", "a", "--grace", "soon"], "Invalid value for '--grace'"),
+        (
+            ["call", "bash", "run_command", "--arg", "bad"],
+            "argument 'bad' is neither name=text nor name:=json",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(

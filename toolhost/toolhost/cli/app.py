@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from toolhost.cli import access, host, servers
+from toolhost.cli.arguments import CommandLineError
 from toolhost.cli.output import error_line, note
 from toolhost_sdk.errors import InternalError, ToolhostError
 
@@ -71,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except ToolhostError as error:
         note(error_line(error))
-        return 1
+        return 2 if isinstance(error, CommandLineError) else 1
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:

@@ -277,10 +277,10 @@ async def test_a_command_that_was_ended_before_its_first_instruction_never_runs(
         ran: list[Ran] = []
 
         async def start() -> None:
-            ran.append(await run(client, sh("echo ran; sleep 60", timeout=0.1, grace=2.0)))
+            ran.append(await run(client, sh("echo ran; sleep 60", timeout=0.1, grace=30.0)))
 
         async def caught() -> bool:
-            return [job.state for job in await client.jobs(live=True)] == ["killing"] * 2
+            return [job.state for job in await client.jobs(live=True)].count("killing") >= 2
 
         frozen.write_text("1")
         async with anyio.create_task_group() as group:

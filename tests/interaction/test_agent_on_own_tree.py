@@ -28,8 +28,8 @@ PYTHON = shlex.quote(sys.executable)
 CHECKS = (
     f"{PYTHON} -m mypy --no-incremental --cache-dir=/dev/null; types=$?; "
     f"{PYTHON} -m pytest -p no:cacheprovider --color=no -q -m 'not ray and not clients and not faults' "
-    "tests/sdk tests/contracts tests/toolhost/servers tests/toolhost/tools tests/toolhost/hosting "
-    "tests/toolhost/ingress "
+    "tests/sdk/endpoints tests/contracts/test_channel_contract.py tests/toolhost/servers tests/toolhost/tools "
+    "tests/toolhost/hosting tests/toolhost/ingress "
     "&& exit $types"
 )
 BREAK = """{python} - <<'EOF'

@@ -304,7 +304,7 @@ class Logs:
             second = await executor.read(job.id, offset=6, wait=10)
         rest = await read_all(executor, job.id, offset=second.next_offset)
 
-        assert (nothing.spans, nothing.next_offset, nothing.eof) == ((), 6, False) and waited >= 0.2
+        assert (nothing.spans, nothing.next_offset, nothing.eof) == ((), 6, False) and waited >= 0.15
         assert second.data == b"second\n"
         assert rest[-1].eof
 
